@@ -1,0 +1,3 @@
+module ripstop
+
+go 1.26.0
