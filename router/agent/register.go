@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"ripstop/kv"
+	"ripstop/router"
+)
+
+// keepRegistered registers the instance, again after every census, reconnect
+// and change of its record, and never gives up.
+func (a *Agent) keepRegistered() {
+	const most = 5 * time.Second
+	wait := 50 * time.Millisecond
+	first := true
+	for {
+		retry := (<-chan time.Time)(nil)
+		err := a.register()
+		switch {
+		case err == nil:
+			wait = 50 * time.Millisecond
+			if first {
+				first = false
+				close(a.registered)
+				a.log.Info("instance attached")
+			}
+		case a.ctx.Err() != nil || a.draining.Load():
+			return
+		default:
+			a.log.Debug("not registered yet", "err", err, "retry", wait)
+			retry = time.After(wait)
+			wait = min(2*wait, most)
+		}
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-a.again:
+		case <-retry:
+		}
+	}
+}
+
+func (a *Agent) register() error {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil
+	}
+	nc := a.opts.Conn
+	cid, _ := nc.GetClientID() // 0 while not connected; the request below fails then
+	a.record.Conn = kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid}
+	record := a.record
+	a.mu.Unlock()
+	return a.reg.Put(a.ctx, record)
+}
+
+// registerSoon asks for another registration; it never blocks.
+func (a *Agent) registerSoon() {
+	select {
+	case a.again <- struct{}{}:
+	default:
+	}
+}
+
+// Reconnected tells the agent that its connection was re-established, so that
+// its record carries the new one.
+func (a *Agent) Reconnected() { a.registerSoon() }
+
+// probe asks the server what it is, with backoff until it answers, and puts
+// that into the registry.
+func (a *Agent) probe() {
+	wait := time.Second
+	for {
+		ctx, cancel := context.WithTimeout(a.ctx, a.opts.ProbeTimeout)
+		info, err := a.opts.Backend.Probe(ctx)
+		cancel()
+		if a.ctx.Err() != nil {
+			return
+		}
+		a.describe(info, err)
+		a.registerSoon()
+		if err == nil {
+			return
+		}
+		a.log.Warn("the server does not say what it is", "err", err, "retry", wait)
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, time.Minute)
+	}
+}
+
+func (a *Agent) describe(info router.Info, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil {
+		a.record.Problem = err.Error()
+		return
+	}
+	a.record.Problem = ""
+	a.record.Info = kv.Info{Name: info.Name, Version: info.Version, ProtocolVersions: info.Versions, Capabilities: info.Capabilities}
+	a.record.Kinds = kinds(info.Capabilities)
+	a.record.Eras = eras(info.Versions)
+}
+
+func eras(versions []string) []string {
+	var legacy, modern bool
+	for _, v := range versions {
+		if v >= router.Version20260728 {
+			modern = true
+		} else {
+			legacy = true
+		}
+	}
+	var out []string
+	if legacy {
+		out = append(out, router.EraLegacy.String())
+	}
+	if modern {
+		out = append(out, router.EraModern.String())
+	}
+	return out
+}
+
+// kinds lists what the capabilities say the server offers.
+func kinds(capabilities json.RawMessage) []string {
+	var caps map[string]json.RawMessage
+	if json.Unmarshal(capabilities, &caps) != nil {
+		return nil
+	}
+	var out []string
+	for _, k := range []string{"tools", "resources", "prompts"} {
+		if _, ok := caps[k]; ok {
+			out = append(out, k)
+		}
+	}
+	return out
+}

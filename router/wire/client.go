@@ -1,0 +1,296 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"ripstop/router"
+)
+
+// Timings of wire v1, seen from a caller. An instance says "alive" every
+// AliveEvery while it works, so three missed ones mean that it, or the way to
+// it, is gone; a caller says "keep" every KeepEvery, so that an instance stops
+// working for a caller that is gone after LeaseFor.
+const (
+	AliveEvery  = 5 * time.Second
+	SilentAfter = 3*AliveEvery + time.Second
+	KeepEvery   = 10 * time.Second
+	LeaseFor    = 3*KeepEvery + time.Second
+)
+
+// maxQueued bounds the bytes of frames that wait for a slow reader of one
+// request; past it the request is cancelled.
+const maxQueued = 64 << 20
+
+// Client sends requests over NATS. It is a router.Handler: a request that names
+// an instance goes to it, any other to whichever instance of its server the
+// queue group picks. One subscription takes the frames of all requests.
+type Client struct {
+	nc     *nats.Conn
+	sub    *nats.Subscription
+	inbox  string // "_INBOX.<nuid>."
+	prefix string // of request tokens
+	next   atomic.Uint64
+
+	stop chan struct{}
+	done chan struct{}
+
+	mu      sync.Mutex
+	pending map[string]*call
+}
+
+var _ router.Handler = (*Client)(nil)
+
+// NewClient starts a client on nc, which stays the caller's to close.
+func NewClient(nc *nats.Conn) (*Client, error) {
+	c := &Client{
+		nc:      nc,
+		inbox:   nc.NewInbox() + ".",
+		pending: map[string]*call{},
+		stop:    make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	c.prefix = c.inbox[strings.IndexByte(c.inbox, '.')+1 : len(c.inbox)-1]
+	c.prefix = strings.ReplaceAll(c.prefix, ".", "-") + "-"
+	sub, err := nc.Subscribe(c.inbox+"*", c.onFrame)
+	if err != nil {
+		return nil, err
+	}
+	// Frames are bounded by call and by bytes, in call.push.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return nil, err
+	}
+	c.sub = sub
+	go c.watch()
+	return c, nil
+}
+
+// Close fails the requests in flight and stops the client.
+func (c *Client) Close() {
+	_ = c.sub.Unsubscribe() // fails only when the connection is closed already
+	close(c.stop)
+	<-c.done
+	c.failAll(func(*call) bool { return true }, "the client was closed")
+}
+
+// call is a request in flight.
+type call struct {
+	server   string
+	instance string // "" until known
+	started  time.Time
+
+	mu     sync.Mutex
+	frames []*nats.Msg
+	bytes  int
+	heard  time.Time // the last frame; zero = none yet
+	kept   time.Time // the last "keep" sent
+	lost   error     // why no more frames will come
+	wake   chan struct{}
+}
+
+func (k *call) push(msg *nats.Msg, now time.Time) {
+	k.mu.Lock()
+	k.heard = now
+	if k.instance == "" {
+		k.instance = msg.Header.Get(hdrInstance)
+	}
+	if msg.Header.Get(hdrFrame) != frameAlive {
+		if k.bytes += len(msg.Data); k.bytes > maxQueued && len(k.frames) > 0 {
+			k.lost = router.Errorf(router.ErrOverloaded, "more than %d MiB of this call's messages wait for its reader", maxQueued>>20)
+		} else {
+			k.frames = append(k.frames, msg)
+		}
+	}
+	k.mu.Unlock()
+	k.signal()
+}
+
+func (k *call) signal() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (k *call) fail(err error) {
+	k.mu.Lock()
+	if k.lost == nil {
+		k.lost = err
+	}
+	k.mu.Unlock()
+	k.signal()
+}
+
+// take returns the next frame, or why there will be none.
+func (k *call) take() (*nats.Msg, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.frames) > 0 {
+		msg := k.frames[0]
+		k.frames[0] = nil
+		k.frames = k.frames[1:]
+		k.bytes -= len(msg.Data)
+		return msg, nil
+	}
+	return nil, k.lost
+}
+
+func (c *Client) onFrame(msg *nats.Msg) {
+	token := msg.Subject[len(c.inbox):]
+	c.mu.Lock()
+	k := c.pending[token]
+	c.mu.Unlock()
+	if k != nil {
+		k.push(msg, time.Now())
+	}
+}
+
+// Serve sends req and passes on what comes back. See router.Handler.
+func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+	token := strconv.FormatUint(c.next.Add(1), 36)
+	msg, err := encodeRequest(req, c.prefix+token, c.inbox+token)
+	if err != nil {
+		return nil, err
+	}
+	k := &call{server: req.Server, instance: req.Instance, started: time.Now(), wake: make(chan struct{}, 1)}
+	c.mu.Lock()
+	c.pending[token] = k
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.pending, token)
+		c.mu.Unlock()
+	}()
+	if err := c.nc.PublishMsg(msg); err != nil {
+		return nil, publishError(req, len(msg.Data), err)
+	}
+	reply, err := c.receive(ctx, k, req, out)
+	if err != nil {
+		c.control(req.Server, c.prefix+token, controlCancel)
+	}
+	return reply, err
+}
+
+func publishError(req *router.Request, size int, err error) error {
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return router.Errorf(router.ErrTooLarge, "a message of %d bytes for %s is larger than the fabric carries", size, req.Server)
+	}
+	return router.Errorf(router.ErrUnavailable, "can't send to %s: %v; nothing was executed", req.Server, err)
+}
+
+func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out router.Stream) (*router.Reply, error) {
+	for {
+		msg, err := k.take()
+		if msg == nil && err == nil {
+			select {
+			case <-k.wake:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
+			return nil, noResponders(req)
+		}
+		if msg.Header.Get(hdrFrame) != frameMsg {
+			return decodeReply(msg), nil
+		}
+		if err := out.Send(ctx, msg.Data); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// noResponders is the answer of nats-server itself: nobody subscribes, so
+// nothing was executed.
+func noResponders(req *router.Request) error {
+	if req.Instance != "" {
+		return router.Errorf(router.ErrUnavailable, "instance %s of %s is gone; nothing was executed", req.Instance, req.Server)
+	}
+	return router.Errorf(router.ErrServerNotFound, "no instance of server %q is attached; `ripstop ls` shows what is", req.Server)
+}
+
+// control publishes a control message. It is best effort: the instance's own
+// lease ends what a lost cancel would leave.
+func (c *Client) control(server, token, what string) {
+	_ = c.nc.PublishMsg(&nats.Msg{Subject: ControlSubject(server, token), Header: nats.Header{hdrControl: {what}}})
+}
+
+// Lost fails the requests in flight to an instance that is known to be gone, so
+// that their callers need not wait for silence to tell.
+func (c *Client) Lost(server, instance string) {
+	c.failAll(func(k *call) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.server == server && k.instance == instance
+	}, "instance "+instance+" of "+server+" died while it worked on this call")
+}
+
+func (c *Client) failAll(which func(*call) bool, why string) {
+	c.mu.Lock()
+	var hit []*call
+	for _, k := range c.pending {
+		if which(k) {
+			hit = append(hit, k)
+		}
+	}
+	c.mu.Unlock()
+	for _, k := range hit {
+		k.fail(router.Errorf(router.ErrOutcomeUnknown, "outcome unknown: %s; it may or may not have been executed", why))
+	}
+}
+
+// watch keeps long calls alive towards their instance, and gives up those that
+// have gone silent. One ticker serves all calls.
+func (c *Client) watch() {
+	defer close(c.done)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case now := <-tick.C:
+			c.sweep(now)
+		}
+	}
+}
+
+func (c *Client) sweep(now time.Time) {
+	c.mu.Lock()
+	var keep []string
+	var servers []string
+	var silent []*call
+	for token, k := range c.pending {
+		k.mu.Lock()
+		last := k.heard
+		if last.IsZero() {
+			last = k.started
+		}
+		switch {
+		case now.Sub(last) > SilentAfter:
+			silent = append(silent, k)
+		case now.Sub(k.started) > KeepEvery && now.Sub(k.kept) >= KeepEvery:
+			k.kept = now
+			keep, servers = append(keep, token), append(servers, k.server)
+		}
+		k.mu.Unlock()
+	}
+	c.mu.Unlock()
+	for i, token := range keep {
+		c.control(servers[i], c.prefix+token, controlKeep)
+	}
+	for _, k := range silent {
+		k.fail(router.Errorf(router.ErrOutcomeUnknown, "outcome unknown: %s has not been heard of for %s; the call may or may not have been executed", k.server, SilentAfter))
+	}
+}
