@@ -101,6 +101,10 @@ type Stream interface {
 	// the order sent, before the reply. Send may block while the client is
 	// slow, and fails when the client is gone; the handler should then stop.
 	// It is safe for concurrent use, and keeps no reference to msg.
+	//
+	// An empty msg carries no message: it says that the stream is open, so
+	// that an edge may answer the client before there is anything to send. A
+	// handler of OpListen sends it as soon as it knows that it won't fail.
 	Send(ctx context.Context, msg []byte) error
 }
 
