@@ -77,6 +77,85 @@ func (m *Message) WithResultMeta(key string, value []byte) []byte {
 	return slices.Concat(m.Raw[:at], entry, m.Raw[at:])
 }
 
+// Member is one member of a JSON object. Value is raw JSON.
+type Member struct {
+	Key   string
+	Value []byte
+}
+
+// WithParamsMeta returns a request's or notification's bytes with members put
+// into params._meta, and every other byte kept. A key that _meta has already
+// keeps the sender's value. A response, or a message whose _meta is not an
+// object, comes back as it is.
+func (m *Message) WithParamsMeta(members ...Member) []byte {
+	if m.Kind == Response || len(members) == 0 {
+		return m.Raw
+	}
+	if m.Params == nil {
+		at := len(m.Raw) - 1 // the closing brace; jsonrpc and method stand before it
+		entry := slices.Concat([]byte(`,"params":{"_meta":{`), joinMembers(members), []byte("}}"))
+		return slices.Concat(m.Raw[:at], entry, m.Raw[at:])
+	}
+	meta, ok := m.paramsMeta()
+	if !ok {
+		return m.Raw
+	}
+	at, inner := m.params.from+1, m.Params
+	var entry []byte
+	if meta.to > 0 {
+		at, inner = meta.from+1, m.Raw[meta.from:meta.to]
+		entry = joinMembers(missingFrom(inner, members))
+	} else {
+		entry = slices.Concat([]byte(`"_meta":{`), joinMembers(members), []byte("}"))
+	}
+	if len(entry) == 0 {
+		return m.Raw
+	}
+	if !emptyObject(inner) {
+		entry = append(entry, ',')
+	}
+	return slices.Concat(m.Raw[:at], entry, m.Raw[at:])
+}
+
+// paramsMeta returns where params._meta stands, the zero span if it is absent,
+// and false if it is not an object. Parse lets no other spelling of the key by.
+func (m *Message) paramsMeta() (meta span, ok bool) {
+	s := scanner{buf: m.Raw[:m.params.to], pos: m.params.from}
+	ok = true
+	_ = s.object(func(k span) error { // Parse has read it before
+		v, err := s.value()
+		if err == nil && string(s.buf[k.from:k.to]) == `"_meta"` {
+			meta, ok = v, s.buf[v.from] == '{'
+		}
+		return err
+	})
+	return meta, ok
+}
+
+// missingFrom returns the members whose keys the raw object does not have.
+func missingFrom(object []byte, members []Member) []Member {
+	out := slices.Clone(members)
+	s := scanner{buf: object}
+	_ = s.object(func(k span) error { // Parse has read it before
+		key := unquote(object[k.from:k.to])
+		out = slices.DeleteFunc(out, func(m Member) bool { return m.Key == key })
+		_, err := s.value()
+		return err
+	})
+	return out
+}
+
+func joinMembers(members []Member) []byte {
+	var out []byte
+	for i, m := range members {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, Quote(m.Key)...), ':'), m.Value...)
+	}
+	return out
+}
+
 func emptyObject(raw []byte) bool {
 	return len(bytes.TrimSpace(raw[1:len(raw)-1])) == 0
 }

@@ -108,6 +108,66 @@ func TestWithResultMeta(t *testing.T) {
 	}
 }
 
+func TestWithParamsMeta(t *testing.T) {
+	members := []jsonrpc.Member{{Key: "k", Value: []byte("1")}, {Key: "l", Value: []byte(`{"x":[]}`)}}
+	for in, want := range map[string]string{
+		`{"jsonrpc":"2.0","id":1,"method":"ping"}`:                                       `{"jsonrpc":"2.0","id":1,"method":"ping","params":{"_meta":{"k":1,"l":{"x":[]}}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"ping" }`:                                      `{"jsonrpc":"2.0","id":1,"method":"ping" ,"params":{"_meta":{"k":1,"l":{"x":[]}}}}`,
+		`{"jsonrpc":"2.0","id":1,"params":{ },"method":"ping"}`:                          `{"jsonrpc":"2.0","id":1,"params":{"_meta":{"k":1,"l":{"x":[]}} },"method":"ping"}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":{"_meta":{}}}}`:              `{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"k":1,"l":{"x":[]}},"a":{"_meta":{}}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":1,"_meta":{ }}}`:             `{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":1,"_meta":{"k":1,"l":{"x":[]} }}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"k":7}}}`:               `{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"l":{"x":[]},"k":7}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"l":0,"\u006b":null}}}`: `{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"l":0,"\u006b":null}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":null}}`:                  `{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":null}}`,
+		`{"jsonrpc":"2.0","method":"n"}`:                                                 `{"jsonrpc":"2.0","method":"n","params":{"_meta":{"k":1,"l":{"x":[]}}}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{}}`:                                           `{"jsonrpc":"2.0","id":1,"result":{}}`,
+	} {
+		m, err := jsonrpc.Parse([]byte(in))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(m.WithParamsMeta(members...)); got != want {
+			t.Errorf("WithParamsMeta(%s)\n got %s\nwant %s", in, got, want)
+		}
+		if got := string(m.Raw); got != in {
+			t.Errorf("the message itself became %s", got)
+		}
+	}
+}
+
+// FuzzWithParamsMeta checks that what is put in can be read back, and that
+// nothing else of the message changed.
+func FuzzWithParamsMeta(f *testing.F) {
+	for _, s := range []string{
+		`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","_meta":{"progressToken":"t"}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"ping"}`,
+		`{"jsonrpc":"2.0","method":"n","params":{"_meta":[]}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		m, err := jsonrpc.Parse(in)
+		if err != nil || m.HasVersion {
+			return
+		}
+		before := bytes.Clone(m.Raw)
+		out := m.WithParamsMeta(jsonrpc.Member{Key: jsonrpc.MetaVersion, Value: []byte(`"2026-07-28"`)})
+		if !bytes.Equal(before, m.Raw) {
+			t.Fatal("the message changed")
+		}
+		got, err := jsonrpc.Parse(out)
+		if err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
+		if bytes.Equal(out, m.Raw) {
+			return // a response, or _meta is no object
+		}
+		if got.Version != "2026-07-28" || got.Method != m.Method || got.Name != m.Name || !bytes.Equal(got.ID, m.ID) || !bytes.Equal(got.ProgressToken, m.ProgressToken) {
+			t.Fatalf("got %s\nfrom %s", out, m.Raw)
+		}
+	})
+}
+
 func TestSplitBatch(t *testing.T) {
 	got, err := jsonrpc.SplitBatch([]byte(` [ {"a":1} , 2 ] `))
 	if err != nil || len(got) != 2 || string(got[0]) != `{"a":1}` {
