@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"ripstop/router"
+	"ripstop/router/wire"
+)
+
+// Connection says how a process outside a node reaches the fabric.
+type Connection struct {
+	URLs   string // NATS URLs, separated by commas
+	Token  string // "" = none
+	Name   string // shown in the server's connection list
+	Logger *slog.Logger
+}
+
+// clientUser is the NATS user that a token belongs to.
+const clientUser = "client"
+
+// Dial connects to the fabric. The connection is retried for ever if stubborn,
+// else it fails at once when no server answers; once connected, it reconnects
+// for ever.
+func (c Connection) Dial(stubborn bool, opts ...nats.Option) (*nats.Conn, error) {
+	all := []nats.Option{
+		nats.Name(c.Name),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(100 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 500*time.Millisecond),
+		nats.Timeout(2 * time.Second),
+		nats.RetryOnFailedConnect(stubborn),
+		nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.ReconnectBufSize(-1), // what can't be sent now fails now: a call must not run minutes later
+		nats.IgnoreAuthErrorAbort(),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			c.Logger.Warn("NATS connection", "err", err)
+		}),
+	}
+	if c.Token != "" {
+		all = append(all, nats.UserInfo(clientUser, c.Token))
+	}
+	nc, err := nats.Connect(c.URLs, append(all, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", c.URLs, err)
+	}
+	return nc, nil
+}
+
+// RunOptions are what Run attaches, and where.
+type RunOptions struct {
+	Connection
+	Server    string
+	Instance  string
+	Transport string // stdio, http or go
+	Backend   router.Backend
+	Software  string
+	Drain     time.Duration   // how long calls in flight may take at the end; 0 = 30 s
+	Attached  func(id string) // called once, when the instance stands in the registry; may be nil
+}
+
+// Run attaches a backend to the fabric from a process of its own and serves
+// until ctx ends. It waits for the fabric, and reconnects to it, for ever. The
+// backend is closed when Run returns.
+func Run(ctx context.Context, opts RunOptions) error {
+	if opts.Drain == 0 {
+		opts.Drain = 30 * time.Second
+	}
+	back := make(chan struct{}, 1)
+	note := func(*nats.Conn) {
+		select {
+		case back <- struct{}{}:
+		default:
+		}
+	}
+	nc, err := opts.Dial(true,
+		nats.ConnectHandler(note),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			opts.Logger.Info("connected again", "url", nc.ConnectedUrlRedacted())
+			note(nc)
+		}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if ctx.Err() == nil {
+				opts.Logger.Warn("connection to the fabric lost; reconnecting", "err", err)
+			}
+		}))
+	if err != nil {
+		return errors.Join(err, opts.Backend.Close())
+	}
+	defer nc.Close()
+	relay, err := wire.NewClient(nc)
+	if err != nil {
+		return errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), opts.Backend.Close())
+	}
+	defer relay.Close()
+	a, err := Attach(Options{
+		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport, Backend: opts.Backend,
+		Conn: nc, Relay: relay, Software: opts.Software, Logger: opts.Logger,
+	})
+	if err != nil {
+		return errors.Join(err, opts.Backend.Close())
+	}
+	registered := a.Registered()
+	for {
+		select {
+		case <-ctx.Done():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
+			defer cancel()
+			return a.Close(end)
+		case <-back:
+			a.Reconnected()
+		case <-registered:
+			registered = nil
+			if opts.Attached != nil {
+				opts.Attached(a.Instance())
+			}
+		}
+	}
+}
+
+// Func returns a backend for a server written against this package: f answers
+// every request, of either era, and keeps whatever sessions it has itself.
+func Func(info router.Info, f router.HandlerFunc) router.Backend {
+	return funcBackend{f, info}
+}
+
+type funcBackend struct {
+	router.HandlerFunc
+	info router.Info
+}
+
+func (b funcBackend) Probe(context.Context) (router.Info, error) { return b.info, nil }
+func (b funcBackend) Close() error                               { return nil }
