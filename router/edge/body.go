@@ -27,7 +27,8 @@ func (e *Edge) readBody(x *exchange, r *http.Request) ([]byte, error) {
 		if len(buf) == cap(buf) {
 			buf = grow(buf, r.ContentLength, e.maxBody)
 		}
-		n, err := r.Body.Read(buf[len(buf):cap(buf)])
+		// No more than a step at once: a read of a chunked body waits until it is full.
+		n, err := r.Body.Read(buf[len(buf):min(cap(buf), len(buf)+bodyStep)])
 		buf = buf[:len(buf)+n]
 		switch {
 		case int64(len(buf)) > e.maxBody:

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ripstop/router"
+	"ripstop/router/jsonrpc"
 )
 
 // kind says how a request may be answered.
@@ -85,6 +86,15 @@ func newExchange(e *Edge, w http.ResponseWriter, r *http.Request) *exchange {
 	return &exchange{edge: e, w: w, rc: http.NewResponseController(w), client: r.Context(), start: time.Now(), method: "none"}
 }
 
+// id is the id of the client's request. A client's response has an id too, but
+// it is the server's.
+func (x *exchange) id() []byte {
+	if m := x.req.Message; m != nil && m.Kind == jsonrpc.Request {
+		return m.ID
+	}
+	return nil
+}
+
 // detached reports whether the call goes on without its client.
 func (x *exchange) detached() bool { return x.era == eraLegacy && x.kind != listening }
 
@@ -127,7 +137,7 @@ func (x *exchange) run() error {
 	}
 	defer x.end()
 	reply, err := x.edge.call(ctx, &x.req, x)
-	x.finish(x.settle(ctx, x.req.ID(), reply, err))
+	x.finish(x.settle(ctx, x.id(), reply, err))
 	return nil
 }
 

@@ -90,11 +90,12 @@ type series struct {
 	server, method string
 	era            era
 	outcome        outcome
+	timed          bool // the handler was called, and for something that ends
 }
 
 type counters struct {
 	requests prometheus.Counter
-	duration prometheus.Observer
+	duration prometheus.Observer // nil if not timed
 }
 
 // metrics counts requests. Its collectors exist without a registerer too, so
@@ -153,7 +154,7 @@ func register[C prometheus.Collector](reg prometheus.Registerer, log *slog.Logge
 // observe counts an exchange that is over. A server's name is a label only if
 // the handler knows the server.
 func (m *metrics) observe(x *exchange, o outcome) {
-	s := series{server: "unknown", method: x.method, era: x.era, outcome: o}
+	s := series{server: "unknown", method: x.method, era: x.era, outcome: o, timed: x.called && !x.endless && x.kind != listening}
 	if x.called && o != outcomeNotFound {
 		s.server = x.req.Server
 	}
@@ -164,7 +165,7 @@ func (m *metrics) observe(x *exchange, o outcome) {
 		c = m.counters(s)
 	}
 	c.requests.Inc()
-	if x.called && !x.endless && x.kind != listening {
+	if s.timed {
 		c.duration.Observe(time.Since(x.start).Seconds())
 	}
 }
@@ -177,9 +178,9 @@ func (m *metrics) counters(s series) counters {
 	}
 	c, ok := m.seen[s]
 	if !ok {
-		c = counters{
-			requests: m.requests.WithLabelValues(s.server, s.method, eraNames[s.era], outcomeNames[s.outcome]),
-			duration: m.duration.WithLabelValues(s.server, s.method),
+		c.requests = m.requests.WithLabelValues(s.server, s.method, eraNames[s.era], outcomeNames[s.outcome])
+		if s.timed {
+			c.duration = m.duration.WithLabelValues(s.server, s.method)
 		}
 		m.seen[s] = c
 	}

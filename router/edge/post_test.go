@@ -99,9 +99,7 @@ func TestOneway(t *testing.T) {
 		// The id of a client's response is the server's, so an error can't carry it.
 		e := edge.New(edge.Options{Handler: replying(nil, router.Errorf(router.ErrSessionNotFound, "gone"))})
 		w = do(t, e, "POST", "/mcp/demo", body, header("Mcp-Session-Id", "s"))
-		if w.Code != 404 {
-			t.Errorf("%s: %d %s, want 404", body, w.Code, w.Body)
-		}
+		wantError(t, w, 404, router.CodeSessionNotFound, "null")
 	}
 	e := edge.New(edge.Options{Handler: &recording{}})
 	w := do(t, e, "POST", "/mcp/demo", `{"jsonrpc":"2.0","id":4,"result":{}}`, header("Mcp-Session-Id", "a b"))

@@ -158,17 +158,13 @@ func (x *exchange) writeBody(status int, body []byte) error {
 
 // refuse answers a request that never reached the handler.
 func (x *exchange) refuse(err error) {
-	var id []byte
-	if m := x.req.Message; m != nil && m.Kind == jsonrpc.Request {
-		id = m.ID // a response's id is not the client's
-	}
 	if x.unread {
 		// net/http reads the body before it answers, so that a client that
 		// sends all before it reads is not cut off.
 		_ = x.rc.SetReadDeadline(time.Now().Add(unreadTimeout))
 	}
 	x.kind = call
-	x.answer(router.ErrorReply(id, err))
+	x.answer(router.ErrorReply(x.id(), err))
 }
 
 // modernStatus is the HTTP status of an error (MCP 2026-07-28, Streamable HTTP;
