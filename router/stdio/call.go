@@ -41,11 +41,14 @@ type outcome struct {
 
 // failure says for the client why there is no response, or returns nil.
 func (o *outcome) failure(cl *call) error {
-	if o.exit != nil {
-		return router.Errorf(router.ErrOutcomeUnknown,
-			"the server's process %v during %s; it may or may not have been executed; the next request starts the server again", o.exit, cl)
+	switch {
+	case o.exit == nil:
+		return o.err
+	case cl.hidden || cl.method == "initialize":
+		return fmt.Errorf("its process %v during %s", o.exit, cl)
 	}
-	return o.err
+	return router.Errorf(router.ErrOutcomeUnknown,
+		"the server's process %v during %s; it may or may not have been executed", o.exit, cl)
 }
 
 func (o *outcome) reply() *router.Reply {

@@ -194,7 +194,20 @@ func (c *conn) request(ctx context.Context, method string, params []byte) (*call
 		cl.clientID = id
 		return encode(jsonrpc.NewRequest(id, method, params), true)
 	})
+	if errors.Is(err, errNotSent) {
+		err = c.unsent()
+	}
 	return cl, err
+}
+
+// unsent explains errNotSent during a handshake.
+func (c *conn) unsent() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gone == nil {
+		return errNotSent
+	}
+	return fmt.Errorf("its process %v before it read anything", c.gone)
 }
 
 // ask sends a request of this side's own and waits for its result.
@@ -250,8 +263,7 @@ func (c *conn) post(msg []byte) {
 func (c *conn) stop(why string) {
 	c.ending.Store(true)
 	for _, cl := range c.takeAll(nil) {
-		cl.settle(outcome{err: router.Errorf(router.ErrOutcomeUnknown,
-			"%s was in flight when the server's process was ended (%s); it may or may not have been executed", cl, why)})
+		cl.settle(outcome{exit: &exit{why: why}})
 	}
 	c.proc.stop(why)
 }

@@ -55,7 +55,7 @@ func startFailed(err error) error {
 	if errors.As(err, &e) && e.Code != router.CodeOutcomeUnknown {
 		return err
 	}
-	return router.Errorf(router.ErrBackend, "the server did not start: %v; nothing of the client's was executed", err)
+	return router.Errorf(router.ErrBackend, "the server did not start: %v; nothing was executed", err)
 }
 
 // greet is the handshake of the kept child: server/discover, or initialize if

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net/http"
 	"slices"
@@ -94,6 +95,8 @@ func (s *session) start(ctx context.Context, m *jsonrpc.Message, out router.Stre
 	case ctx.Err() != nil:
 	case limited.Err() != nil:
 		err = router.Errorf(router.ErrBackend, "the server did not answer initialize within %v; nothing was executed", s.b.opts.StartTimeout)
+	case errors.Is(err, errNotSent):
+		err = startFailed(c.unsent())
 	default:
 		err = startFailed(cmp.Or(err, o.failure(cl)))
 	}
