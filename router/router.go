@@ -120,6 +120,7 @@ type Reply struct {
 	Body    []byte // JSON-RPC response; nil where there is none (202 Accepted, end of a stream)
 	Status  int    // the HTTP status it deserves; 0 = 200, or 202 without a body
 	Session string // the session this reply opened (initialize); "" otherwise
+	Stream  bool   // the backend answered with an event stream, so an HTTP edge does too, though nothing came before Body
 }
 
 // Handler answers requests. It is the one interface of the data path.

@@ -49,6 +49,7 @@ type exchange struct {
 
 	mu        sync.Mutex
 	streaming bool // headers of a stream are out
+	retry     bool // the next event tells how soon to reconnect
 	broken    bool // a write failed
 	closed    bool // the handler returned
 	last      time.Time
@@ -260,6 +261,11 @@ var (
 	noBuffering = []string{"no"}
 )
 
+// retryEvent begins a stream's first event where the client knows SEP-1699: a
+// client whose node died is to look for another after 1 s. It stands inside an
+// event since some clients take a retry of its own for an empty message.
+const retryEvent = "event: message\nretry: 1000\ndata: "
+
 func (x *exchange) openStream(session string) {
 	h := x.w.Header()
 	h["Content-Type"], h["Cache-Control"], h["X-Accel-Buffering"] = typeSSE, cacheSSE, noBuffering
@@ -268,6 +274,7 @@ func (x *exchange) openStream(session string) {
 	}
 	x.w.WriteHeader(http.StatusOK)
 	x.streaming = true
+	x.retry = x.era == eraLegacy && x.req.Version >= router.Version20251125
 	x.edge.metrics.streams.Inc()
 }
 
@@ -299,7 +306,11 @@ func (x *exchange) writeEvent(msg []byte) error {
 		x.openStream("")
 	}
 	x.last = time.Now()
-	if _, err := io.WriteString(x.w, "event: message\ndata: "); err != nil {
+	head := "event: message\ndata: "
+	if x.retry {
+		x.retry, head = false, retryEvent
+	}
+	if _, err := io.WriteString(x.w, head); err != nil {
 		return err
 	}
 	for {

@@ -30,16 +30,14 @@ func (x *exchange) settle(ctx context.Context, id []byte, reply *router.Reply, e
 	if len(reply.Body) != 0 || x.kind == oneway && reply.Status < 400 || x.kind == listening && reply.Status < 400 {
 		return reply
 	}
-	status := reply.Status
-	if status < 400 {
-		status = http.StatusBadGateway
-		err = router.Errorf(router.ErrBackend, "server %q ended the request without a response", x.req.Server)
-	} else {
-		err = router.Errorf(router.ErrBackend, "server %q answered with HTTP status %d and no message", x.req.Server, status)
+	if reply.Status < 400 {
+		lost := router.ErrorReply(id, router.Errorf(router.ErrOutcomeUnknown, "server %q ended the request without a response; it may have been carried out", x.req.Server))
+		lost.Stream = reply.Stream
+		return lost
 	}
-	reply = router.ErrorReply(id, err)
-	reply.Status = status
-	return reply
+	failed := router.Errorf(router.ErrBackend, "server %q answered with HTTP status %d and no message", x.req.Server, reply.Status)
+	failed.Status = reply.Status
+	return router.ErrorReply(id, failed)
 }
 
 // errorReply makes a reply of an error. One that only says that the context
@@ -68,11 +66,28 @@ func (x *exchange) finish(reply *router.Reply) {
 	switch {
 	case gone:
 		x.edge.metrics.observe(x, outcomeDisconnected)
-	case streaming || len(x.held) != 0 && reply.Status < 400:
+	case streaming || (len(x.held) != 0 || reply.Stream) && x.streamable(reply):
 		x.finishStream(reply)
 	default:
 		x.answer(reply)
 	}
+}
+
+// streamable reports whether a reply may still become a stream, which has status
+// 200.
+func (x *exchange) streamable(reply *router.Reply) bool {
+	return (x.kind == call || x.kind == opening) && len(reply.Body) != 0 && x.status(reply) == http.StatusOK
+}
+
+// status is the HTTP status of a reply that has a body.
+func (x *exchange) status(reply *router.Reply) int {
+	if reply.Status >= 200 && reply.Status <= 599 {
+		return reply.Status
+	}
+	if code, failed := errorCode(reply.Body); failed && x.era == eraModern {
+		return modernStatus(code)
+	}
+	return http.StatusOK
 }
 
 // finishStream sends the last event. It is not flushed: net/http sends it with
@@ -105,7 +120,6 @@ func (x *exchange) answer(reply *router.Reply) {
 		h[hdrSession] = []string{reply.Session}
 	}
 	body, status := reply.Body, reply.Status
-	code, failed := 0, false
 	switch {
 	case x.kind == oneway && status < 400:
 		body = nil // there is nothing to answer
@@ -121,18 +135,13 @@ func (x *exchange) answer(reply *router.Reply) {
 	case len(body) == 0: // a batch of nothing but notifications
 		status = http.StatusAccepted
 	default:
-		if code, failed = errorCode(body); status < 200 || status > 599 {
-			status = http.StatusOK
-			if failed && x.era == eraModern {
-				status = modernStatus(code)
-			}
-		}
+		status = x.status(reply)
 	}
 	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
 		h["Retry-After"] = retryAfter
 	}
 	result := outcomeOK
-	if failed || status >= 400 {
+	if code, failed := errorCode(body); failed || status >= 400 {
 		result = outcomeOf(status, code)
 	}
 	if result == outcomeRPCError && !x.called {

@@ -45,8 +45,8 @@ func TestStatus(t *testing.T) {
 		{"backend", nil, router.Errorf(router.ErrBackend, "died"), 502, 502},
 		{"wrapped", nil, errors.Join(errors.New("a"), router.Errorf(router.ErrTooLarge, "big")), 413, 413},
 		{"unknown error", nil, errors.New("disk full"), 500, 500},
-		{"no reply", nil, nil, 502, 502},
-		{"no body", &router.Reply{}, nil, 502, 502},
+		{"no reply", nil, nil, 200, 200},
+		{"no body", &router.Reply{}, nil, 200, 200},
 		{"no body, status", &router.Reply{Status: 404}, nil, 404, 404},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -150,6 +150,42 @@ func TestStream(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A backend that answers with a stream is answered for with one, as far as that
+// leaves the status right.
+func TestStreamAsBackend(t *testing.T) {
+	for _, tt := range []struct {
+		reply          router.Reply
+		legacy, modern bool
+	}{
+		{router.Reply{Body: []byte(result)}, true, true},
+		{router.Reply{Body: []byte(result), Status: 200}, true, true},
+		{router.Reply{Body: rpcErr("-32603")}, true, true},
+		{router.Reply{Body: rpcErr("-32601")}, true, false},
+		{router.Reply{Body: rpcErr("-32601"), Status: 404}, false, false},
+		{router.Reply{Body: []byte(result), Status: 201}, false, false},
+		{router.Reply{}, false, false},
+	} {
+		tt.reply.Stream = true
+		e := edge.New(edge.Options{Handler: replying(&tt.reply, nil)})
+		w := do(t, e, "POST", "/mcp/demo", legacyCall, header("MCP-Protocol-Version", "2025-06-18"))
+		if got := w.Header().Get("Content-Type") == "text/event-stream"; got != tt.legacy || got && w.Body.String() != "event: message\ndata: "+string(tt.reply.Body)+"\n\n" {
+			t.Errorf("legacy %+v: %v %q", tt.reply, w.Header(), w.Body)
+		}
+		w = do(t, e, "POST", "/mcp/demo", modernCall, modernHeader())
+		if got := w.Header().Get("Content-Type") == "text/event-stream"; got != tt.modern {
+			t.Errorf("modern %+v: %v %q", tt.reply, w.Header(), w.Body)
+		}
+	}
+}
+
+// A lost response is never a success, and never a failure that is safe to repeat.
+func TestNoResponse(t *testing.T) {
+	e := edge.New(edge.Options{Handler: replying(nil, nil)})
+	wantError(t, do(t, e, "POST", "/mcp/demo", legacyCall, header()), 200, router.CodeOutcomeUnknown, "7")
+	e = edge.New(edge.Options{Handler: replying(&router.Reply{Status: 404}, nil)})
+	wantError(t, do(t, e, "POST", "/mcp/demo", legacyCall, header()), 404, router.CodeBackend, "7")
 }
 
 func TestErrorEndsStream(t *testing.T) {

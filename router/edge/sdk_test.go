@@ -17,7 +17,7 @@ type text struct {
 }
 
 // demo is a server with a tool for everything that crosses the edge.
-func demo(cancelled chan<- struct{}) *mcp.Server {
+func demo(started, cancelled chan<- struct{}) *mcp.Server {
 	s := mcp.NewServer(&mcp.Implementation{Name: "demo", Version: "1"}, nil)
 	say := func(s string) *mcp.CallToolResult {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: s}}}
@@ -43,6 +43,7 @@ func demo(cancelled chan<- struct{}) *mcp.Server {
 			RequestedSchema: map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string"}}}}}}, nil, nil
 	})
 	mcp.AddTool(s, &mcp.Tool{Name: "hang"}, func(ctx context.Context, _ *mcp.CallToolRequest, _ any) (*mcp.CallToolResult, any, error) {
+		close(started)
 		<-ctx.Done()
 		close(cancelled)
 		return nil, nil, ctx.Err()
@@ -56,8 +57,8 @@ func TestSDKClient(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			cancelled := make(chan struct{})
-			server := demo(cancelled)
+			started, cancelled := make(chan struct{}), make(chan struct{})
+			server := demo(started, cancelled)
 			h := newSDKServer(t, server)
 			e := edge.New(edge.Options{Handler: h, Token: func() string { return "secret" }})
 			srv := live(t, e)
@@ -103,13 +104,19 @@ func TestSDKClient(t *testing.T) {
 				t.Error("a resource that does not exist was read")
 			}
 
+			if version < "2026" {
+				receive(t, ctx, h.opened) // or nobody would hear of the change
+			}
 			mcp.AddTool(server, &mcp.Tool{Name: "later"}, func(context.Context, *mcp.CallToolRequest, any) (*mcp.CallToolResult, any, error) {
 				return nil, nil, nil
 			})
 			receive(t, ctx, changed)
 
 			hung, stop := context.WithCancel(ctx)
-			time.AfterFunc(50*time.Millisecond, stop)
+			go func() {
+				<-started
+				stop()
+			}()
 			if _, err := cs.CallTool(hung, &mcp.CallToolParams{Name: "hang"}); !errors.Is(err, context.Canceled) {
 				t.Errorf("cancelled call: %v", err)
 			}

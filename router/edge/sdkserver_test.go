@@ -18,6 +18,7 @@ import (
 type sdkServer struct {
 	t      testing.TB
 	server *mcp.Server
+	opened chan struct{} // gets a value for each GET stream
 
 	mu       sync.Mutex
 	sessions map[string]*sdkConn
@@ -25,7 +26,7 @@ type sdkServer struct {
 }
 
 func newSDKServer(t testing.TB, server *mcp.Server) *sdkServer {
-	return &sdkServer{t: t, server: server, sessions: make(map[string]*sdkConn)}
+	return &sdkServer{t: t, server: server, opened: make(chan struct{}, 10), sessions: make(map[string]*sdkConn)}
 }
 
 func (s *sdkServer) close() {
@@ -81,7 +82,7 @@ func (s *sdkServer) Serve(ctx context.Context, req *router.Request, out router.S
 		c.close()
 		return nil, nil
 	case req.Op == router.OpListen:
-		return c.listen(ctx, out)
+		return c.listen(ctx, out, s.opened)
 	}
 	return c.serve(ctx, req, out)
 }
@@ -177,13 +178,14 @@ func (c *sdkConn) serve(ctx context.Context, req *router.Request, out router.Str
 	}
 }
 
-func (c *sdkConn) listen(ctx context.Context, out router.Stream) (*router.Reply, error) {
+func (c *sdkConn) listen(ctx context.Context, out router.Stream, opened chan<- struct{}) (*router.Reply, error) {
 	c.mu.Lock()
 	c.listener = out
 	c.mu.Unlock()
 	if err := out.Send(ctx, nil); err != nil {
 		return nil, err
 	}
+	opened <- struct{}{}
 	select {
 	case <-ctx.Done():
 	case <-c.done:

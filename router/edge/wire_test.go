@@ -132,6 +132,17 @@ func (c *client) wantEvent(data string, at time.Duration) {
 	c.want("event: message\ndata: "+data, at)
 }
 
+// wantFirst reads the first event, which carries the time to reconnect if the
+// client knows of that.
+func (c *client) wantFirst(data string, modern bool, at time.Duration) {
+	c.t.Helper()
+	if modern {
+		c.wantEvent(data, at)
+		return
+	}
+	c.want("event: message\nretry: 1000\ndata: "+data, at)
+}
+
 func (c *client) wantEnd() {
 	c.t.Helper()
 	if rest, err := io.ReadAll(c.body); err != nil || len(rest) != 0 {
@@ -160,7 +171,7 @@ func TestKeepalive(t *testing.T) {
 			c.response(200)
 			c.want(": keepalive", 3*time.Second)
 			c.want(": keepalive", 18*time.Second)
-			c.wantEvent(note, 20*time.Second)
+			c.wantFirst(note, modern, 20*time.Second)
 			c.want(": keepalive", 35*time.Second) // 15 s after the last message
 			c.wantEvent(note, 36*time.Second)
 			c.wantEvent(note, 37*time.Second)
@@ -236,7 +247,7 @@ func TestListen(t *testing.T) {
 			} else {
 				c.want(": keepalive", 15*time.Second+50*time.Millisecond)
 			}
-			c.wantEvent(note, 20*time.Second)
+			c.wantFirst(note, false, 20*time.Second)
 			c.wantEnd()
 			if got.Op != router.OpListen || got.Session != "s1" || got.LastEventID != "e9" || got.Version != "2025-11-25" || got.Message != nil {
 				t.Errorf("request %+v", got)
@@ -362,7 +373,7 @@ func TestStuckClient(t *testing.T) {
 			})}))
 			c := send(t, p, "POST", head, body)
 			c.response(200)
-			c.wantEvent(note, 0)
+			c.wantFirst(note, modern, 0)
 			<-done
 			if _, err := io.ReadAll(c.r); err != nil {
 				t.Errorf("the connection is not closed: %v", err)
