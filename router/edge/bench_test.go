@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"testing"
+	"time"
 
 	"ripstop/router"
 	"ripstop/router/edge"
@@ -31,6 +34,10 @@ type nullWriter struct{ h http.Header }
 func (w *nullWriter) Header() http.Header         { return w.h }
 func (w *nullWriter) Write(p []byte) (int, error) { return len(p), nil }
 func (w *nullWriter) WriteHeader(int)             {}
+func (w *nullWriter) FlushError() error           { return nil }
+
+func (w *nullWriter) SetReadDeadline(time.Time) error  { return nil }
+func (w *nullWriter) SetWriteDeadline(time.Time) error { return nil }
 
 func benchHeader(modern bool) http.Header {
 	h := http.Header{}
@@ -123,6 +130,45 @@ func BenchmarkHTTP(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkIdleStream is what a session's open GET stream keeps in memory, the
+// client's end of the connection included. Of 1000 (-benchtime 1000x), since
+// every one takes two files.
+func BenchmarkIdleStream(b *testing.B) {
+	e := edge.New(edge.Options{Handler: router.HandlerFunc(func(ctx context.Context, _ *router.Request, out router.Stream) (*router.Reply, error) {
+		if err := out.Send(ctx, nil); err != nil {
+			return nil, err
+		}
+		<-ctx.Done()
+		return nil, nil
+	})})
+	srv := live(b, e)
+	memory := func() uint64 {
+		var m runtime.MemStats
+		for range 4 { // stacks shrink by half at each
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse
+	}
+	head := make([]byte, 12)
+	before, n := memory(), 0
+	for b.Loop() {
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = conn.Close() })
+		if _, err := io.WriteString(conn, "GET /mcp/demo HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nMcp-Session-Id: s\r\n\r\n"); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, head); err != nil || string(head) != "HTTP/1.1 200" {
+			b.Fatalf("got %q, %v", head, err)
+		}
+		n++
+	}
+	b.ReportMetric(float64(memory()-before)/float64(n), "B/stream")
 }
 
 // BenchmarkStream is one call with ten progress notifications.

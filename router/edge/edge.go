@@ -206,7 +206,7 @@ func (e *Edge) get(x *exchange, r *http.Request) error {
 	if len(x.req.LastEventID) > maxEventID || !visible(x.req.LastEventID, 0x20) {
 		return refused(http.StatusBadRequest, "Last-Event-ID must be up to %d printable ASCII characters", maxEventID)
 	}
-	return x.run()
+	return x.runLong(r)
 }
 
 // delete ends a legacy session.

@@ -40,12 +40,15 @@ type exchange struct {
 	req     router.Request
 	kind    kind
 	era     era
-	endless bool   // subscriptions/listen: has no reply to wait for
+	endless bool   // subscriptions/listen: a stream without an end of its own
 	method  string // metrics label
 	called  bool   // the handler was called
 	unread  bool   // there is a body that was not read to its end
 
 	prev, next *exchange // in edge.flights, under its mutex
+
+	taken chan struct{} // closed when a long stream is taken over from net/http
+	own   *ownConn      // then; set under mu, or by the handler's goroutine after close
 
 	mu        sync.Mutex
 	streaming bool // headers of a stream are out
@@ -102,7 +105,7 @@ func (x *exchange) detached() bool { return x.era == eraLegacy && x.kind != list
 // begin registers the exchange and arms its timer. After it, end must be called.
 func (x *exchange) begin() (context.Context, error) {
 	base := x.client
-	if x.detached() {
+	if x.detached() || x.long() {
 		base = context.WithoutCancel(base)
 	}
 	ctx, cancel := context.WithCancelCause(base)
@@ -119,6 +122,9 @@ func (x *exchange) begin() (context.Context, error) {
 		wait = listenGrace
 	}
 	x.mu.Lock()
+	if x.long() {
+		x.client = ctx // the request's own ends when the stream is taken over
+	}
 	x.timer = time.AfterFunc(wait, x.tick)
 	x.mu.Unlock()
 	return ctx, nil
@@ -155,7 +161,12 @@ func (x *exchange) close() (streaming, gone bool) {
 	return x.streaming, x.gone()
 }
 
-func (x *exchange) gone() bool { return x.broken || x.client.Err() != nil }
+func (x *exchange) gone() bool {
+	if x.long() { // its context also ends when the edge is drained
+		return x.broken || context.Cause(x.client) == errClientGone
+	}
+	return x.broken || x.client.Err() != nil
+}
 
 // Send passes one message to the client. A legacy call whose client is gone
 // goes on as if it was there, so Send then drops the message without an error;
@@ -267,6 +278,9 @@ var (
 const retryEvent = "event: message\nretry: 1000\ndata: "
 
 func (x *exchange) openStream(session string) {
+	if x.long() {
+		x.takeOver()
+	}
 	h := x.w.Header()
 	h["Content-Type"], h["Cache-Control"], h["X-Accel-Buffering"] = typeSSE, cacheSSE, noBuffering
 	if session != "" {

@@ -87,8 +87,9 @@ func (f *flights) abort() int {
 // Shutdown drains the edge: new requests get 503 with Retry-After, streams that
 // would last for ever end, and calls in flight, also those whose client is
 // gone, are waited for until ctx ends. Then they are cancelled, their clients
-// hear "outcome unknown", and Shutdown returns an error. The HTTP server is
-// shut down after it, by its owner. Shutdown may be called more than once.
+// hear "outcome unknown", and Shutdown returns an error. The HTTP server is shut
+// down after it, by its owner: it knows neither of open streams nor of detached
+// calls. Shutdown may be called more than once.
 func (e *Edge) Shutdown(ctx context.Context) error {
 	e.flights.drain()
 	select {

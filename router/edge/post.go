@@ -34,8 +34,9 @@ func (e *Edge) post(x *exchange, r *http.Request) error {
 		x.kind = oneway
 	case m.Method == "initialize" && x.era == eraLegacy:
 		x.kind = opening
-	case m.Method == "subscriptions/listen":
+	case m.Method == "subscriptions/listen" && x.era == eraModern:
 		x.endless = true
+		return x.runLong(r)
 	}
 	return x.run()
 }

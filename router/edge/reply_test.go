@@ -165,7 +165,6 @@ func TestStreamAsBackend(t *testing.T) {
 		{router.Reply{Body: rpcErr("-32601")}, true, false},
 		{router.Reply{Body: rpcErr("-32601"), Status: 404}, false, false},
 		{router.Reply{Body: []byte(result), Status: 201}, false, false},
-		{router.Reply{}, false, false},
 	} {
 		tt.reply.Stream = true
 		e := edge.New(edge.Options{Handler: replying(&tt.reply, nil)})

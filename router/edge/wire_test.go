@@ -305,6 +305,7 @@ func TestDisconnect(t *testing.T) {
 		{"modern call", "POST", modernHead, modernCall, 0, false},
 		{"modern notification", "POST", "MCP-Protocol-Version: 2026-07-28\r\n", initialized, 0, false},
 		{"legacy stream", "GET", legacyHead, "", 0, false},
+		{"modern stream", "POST", listenHead, listenCall, 0, false},
 		{"legacy call", "POST", legacyHead, legacyCall, 10 * time.Minute, true},
 		{"legacy batch", "POST", "", "[" + legacyCall + "]", 10 * time.Minute, true},
 		{"legacy session end", "DELETE", legacyHead, "", 10 * time.Minute, true},
