@@ -17,8 +17,10 @@ type anonymous struct {
 	principal string
 	open      shared[memberSession]
 
-	active int       // calls in flight; guarded by member.mu
+	active int       // calls and subscriptions in flight; guarded by member.mu
 	used   time.Time // when the last one ended; likewise
+
+	feed feed
 }
 
 // borrow returns the principal's session; done gives it back.
@@ -28,6 +30,7 @@ func (m *member) borrow(principal string) (a *anonymous, done func()) {
 	a = m.anonymous[principal]
 	if a == nil {
 		a = &anonymous{m: m, principal: principal}
+		a.feed.a = a
 		if m.anonymous == nil {
 			m.anonymous = map[string]*anonymous{}
 		}

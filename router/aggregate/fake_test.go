@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,9 +24,10 @@ type net struct {
 	mu      sync.Mutex
 	servers map[string]router.Handler
 	changed func()
+	watched chan struct{} // closed when changed is set
 }
 
-func newNet() *net { return &net{servers: map[string]router.Handler{}} }
+func newNet() *net { return &net{servers: map[string]router.Handler{}, watched: make(chan struct{})} }
 
 func (n *net) add(name string, h router.Handler) {
 	n.mu.Lock()
@@ -57,6 +57,7 @@ func (n *net) watch(ctx context.Context, changed func()) {
 	n.mu.Lock()
 	n.changed = changed
 	n.mu.Unlock()
+	close(n.watched)
 	<-ctx.Done()
 }
 
@@ -80,6 +81,7 @@ func start(t testing.TB, n *net, change ...func(*aggregate.Options)) *aggregate.
 		c(&opts)
 	}
 	b := aggregate.New(opts)
+	<-n.watched
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Errorf("Close: %v", err)
@@ -499,5 +501,3 @@ func (l *logged) lines(with string) int {
 func withLog(l *logged) func(*aggregate.Options) {
 	return func(o *aggregate.Options) { o.Logger = slog.New(slog.NewTextHandler(l, nil)) }
 }
-
-var _ = http.StatusOK

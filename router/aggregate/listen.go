@@ -186,9 +186,7 @@ func pause(ctx context.Context, delay time.Duration, changed <-chan struct{}) bo
 func (l *listener) stream(ctx context.Context, ms *memberSession) (*router.Reply, error) {
 	s := l.s
 	if !ms.modern {
-		req := ms.request(nil, s.principal)
-		req.Op = router.OpListen
-		return s.b.handler.Serve(ctx, req, s.relay(ms, l.out))
+		return s.b.handler.Serve(ctx, ms.listen(s.principal), s.relay(ms, l.out))
 	}
 	req, err := s.modernRequest(ms.server, jsonrpc.NewRequest(s.b.ownID(), "subscriptions/listen", l.wanted(ms)))
 	if err != nil {
@@ -224,15 +222,10 @@ func (u unacknowledged) Send(ctx context.Context, msg []byte) error {
 	return u.relay.Send(ctx, msg)
 }
 
-// lost reports whether a member that has no stream for a session has lost the
-// session, and opens another if so. Some servers answer 404 because they offer
-// no stream.
+// lost reports whether a member has lost the session, and opens another if so.
 func (l *listener) lost(ctx context.Context, ms *memberSession) bool {
 	s := l.s
-	ping, cancel := context.WithTimeout(ctx, s.b.opts.ListTimeout)
-	defer cancel()
-	reply, err := s.b.handler.Serve(ping, ms.request(internal(s.b.ownID(), "ping", nil), s.principal), router.Discard)
-	if !gone(reply, err) {
+	if !s.b.forgotten(ctx, ms, s.principal) {
 		return false
 	}
 	at, err := s.seat(ms.server)

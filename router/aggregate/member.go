@@ -19,7 +19,7 @@ type member struct {
 	facts shared[facts] // what server/discover said
 
 	mu           sync.Mutex
-	onlyModern   bool // it refuses initialize
+	onlyModern   bool // it refuses initialize, or gives no session
 	instructions string
 	failing      bool                  // the last list had to do without it
 	anonymous    map[string]*anonymous // by principal
@@ -220,13 +220,32 @@ type memberSession struct {
 	renewed bool // it stands in for one that was lost; guarded by session.mu
 }
 
-// request returns msg as a request of the session. from is the client's request
-// it stems from, or nil.
+// request returns msg as a request of the session. Without one it is bare, as it
+// would be on the wire (router/wire decides eras by the session).
 func (ms *memberSession) request(msg *jsonrpc.Message, principal string) *router.Request {
+	era := router.EraLegacy
+	if ms.id == "" && msg != nil && msg.Method != "initialize" {
+		era = router.EraBare
+	}
 	return &router.Request{
-		Server: ms.server, Session: ms.id, Era: router.EraLegacy, Version: ms.version,
+		Server: ms.server, Session: ms.id, Era: era, Version: ms.version,
 		Message: msg, Principal: principal,
 	}
+}
+
+// listen returns the request for the session's stream.
+func (ms *memberSession) listen(principal string) *router.Request {
+	req := ms.request(nil, principal)
+	req.Op = router.OpListen
+	return req
+}
+
+// forgotten asks a member whether it still knows a session for which it has no
+// stream: some servers answer 404 because they offer none.
+func (b *Backend) forgotten(ctx context.Context, ms *memberSession, principal string) bool {
+	ctx, cancel := context.WithTimeout(ctx, b.opts.ListTimeout)
+	defer cancel()
+	return gone(b.handler.Serve(ctx, ms.request(internal(b.ownID(), "ping", nil), principal), router.Discard))
 }
 
 // openLegacy opens a session with a member. params are those of initialize.

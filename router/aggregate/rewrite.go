@@ -57,7 +57,7 @@ func (e *editor) content(block span, to string) {
 // "<server>/<logger>".
 func rewriteNotification(server string, m *jsonrpc.Message) []byte {
 	switch m.Method {
-	case "notifications/resources/updated":
+	case methodUpdated:
 		e := edit(m.Raw)
 		e.prefix(e.field(e.root(), "params", "uri"), uriPrefix(server))
 		return e.done()

@@ -187,12 +187,15 @@ func (s *session) seat(server string) (*seat, error) {
 // open returns the session with a member, and opens it if need be.
 func (s *session) open(ctx context.Context, server string, at *seat) (*memberSession, error) {
 	for {
-		ms, err := at.open.get(ctx, opening[memberSession]{
-			spawn:   s.b.spawn,
-			open:    func() (*memberSession, error) { return s.openMember(server, at) },
-			then:    s.opened,
-			discard: func(ms *memberSession) { s.b.discard(ms, s.principal) },
-		})
+		ms, err := at.open.peek(), error(nil)
+		if ms == nil {
+			ms, err = at.open.get(ctx, opening[memberSession]{
+				spawn:   s.b.spawn,
+				open:    func() (*memberSession, error) { return s.openMember(server, at) },
+				then:    s.opened,
+				discard: func(ms *memberSession) { s.b.discard(ms, s.principal) },
+			})
+		}
 		if err == nil && ms.modern && ms.epoch != s.b.epoch.Load() {
 			s.drop(at, ms) // the member may be another one by now
 			continue
@@ -215,23 +218,30 @@ func (s *session) openMember(server string, at *seat) (*memberSession, error) {
 	return ms, nil
 }
 
+// openEither prefers a session. A member that gives none is better asked in the
+// modern era, if it speaks it: without a session it can't tell of changes.
 func (s *session) openEither(ctx context.Context, m *member) (*memberSession, error) {
 	m.mu.Lock()
 	modern := m.onlyModern
 	m.mu.Unlock()
-	if !modern {
-		ms, err := s.b.openLegacy(ctx, m.name, s.principal, s.params)
-		if err == nil || passing(err) {
-			return ms, err
-		}
-		if f, ferr := m.discover(ctx); ferr != nil || !f.modern {
-			return nil, err
-		}
+	if modern {
+		return &memberSession{server: m.name, modern: true}, nil
+	}
+	ms, err := s.b.openLegacy(ctx, m.name, s.principal, s.params)
+	if err == nil && ms.id != "" || err != nil && passing(err) {
+		return ms, err
+	}
+	f, ferr := m.discover(ctx)
+	switch {
+	case ferr == nil && f.modern:
 		m.mu.Lock()
 		m.onlyModern = true
 		m.mu.Unlock()
+		return &memberSession{server: m.name, modern: true}, nil
+	case ferr == nil && err != nil:
+		m.facts.drop(f) // neither era: perhaps it was not itself when asked
 	}
-	return &memberSession{server: m.name, modern: true}, nil
+	return ms, err
 }
 
 // restore tells a member what the client had told the aggregate before, or the

@@ -37,22 +37,23 @@ func (e *editor) str(v span) (string, bool) {
 	if !v.some() || e.src[v.from] != '"' {
 		return "", false
 	}
-	return decode(e.text(v)), true
+	return string(decode(e.text(v))), true
 }
 
-// decode returns what a valid JSON string stands for.
-func decode(raw []byte) string {
+// decode returns what a valid JSON string stands for. Mostly that is part of
+// raw.
+func decode(raw []byte) []byte {
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1 : len(raw)-1])
+		return raw[1 : len(raw)-1]
 	}
 	var s string
 	_ = json.Unmarshal(raw, &s) // valid by precondition
-	return s
+	return []byte(s)
 }
 
 // fields calls f for each member of the object at obj; if it is none, for
 // nothing.
-func (e *editor) fields(obj span, f func(key string, val span)) {
+func (e *editor) fields(obj span, f func(key []byte, val span)) {
 	if !e.is(obj, '{') {
 		return
 	}
@@ -85,8 +86,8 @@ func (e *editor) is(v span, open byte) bool { return v.some() && e.src[v.from] =
 func (e *editor) field(obj span, keys ...string) span {
 	for _, key := range keys {
 		var found span
-		e.fields(obj, func(k string, v span) {
-			if k == key {
+		e.fields(obj, func(k []byte, v span) {
+			if string(k) == key {
 				found = v
 			}
 		})
@@ -181,7 +182,8 @@ func (e *editor) add(obj span, entries []byte) {
 // remove takes the members out of the object at obj for whose key drop is true.
 func (e *editor) remove(obj span, drop func(key string) bool) {
 	kept, dropped := []byte("{"), false
-	e.fields(obj, func(key string, v span) {
+	e.fields(obj, func(k []byte, v span) {
+		key := string(k)
 		if drop(key) {
 			dropped = true
 			return

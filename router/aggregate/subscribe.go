@@ -11,12 +11,15 @@ import (
 	"ripstop/router/jsonrpc"
 )
 
-const methodAcknowledged = "notifications/subscriptions/acknowledged"
+const (
+	methodAcknowledged = "notifications/subscriptions/acknowledged"
+	methodUpdated      = "notifications/resources/updated"
+)
 
 // subscription is one subscriptions/listen request of a modern client (MCP
 // 2026-07-28, "Subscriptions"). Each modern member gets a request of its own
 // with the same id, so that the subscription ids in what it sends are right.
-// Members of the legacy era have no part in it.
+// What legacy members send comes through feeds.
 type subscription struct {
 	b   *Backend
 	c   modernCaller
@@ -28,9 +31,11 @@ type subscription struct {
 	uris  map[string][]string // the same by member, as that one names them
 
 	ready chan struct{} // closed when the client has its acknowledgement
+	wake  chan struct{} // news is not empty
 	wg    sync.WaitGroup
 
 	mu      sync.Mutex
+	news    []string           // what feeds heard: methods of list changes, and URIs
 	granted map[string]bool    // of asked
 	sources map[string]*source // by member
 }
@@ -92,7 +97,7 @@ func (b *Backend) newSubscription(c modernCaller, out router.Stream) (*subscript
 	}
 	sub := &subscription{
 		b: b, c: c, out: out, id: m.ID,
-		uris: map[string][]string{}, ready: make(chan struct{}),
+		uris: map[string][]string{}, ready: make(chan struct{}), wake: make(chan struct{}, 1),
 		granted: map[string]bool{}, sources: map[string]*source{},
 	}
 	for _, l := range listKeys {
@@ -168,11 +173,15 @@ func (sub *subscription) run(ctx context.Context, version int) error {
 				return err
 			}
 		}
+		if err := sub.sendNews(ctx); err != nil {
+			return err
+		}
 		sub.followAll(ctx)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
+		case <-sub.wake:
 		}
 	}
 }
@@ -184,6 +193,10 @@ func (sub *subscription) sendListChanges(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (sub *subscription) sendUpdated(ctx context.Context, uri string) error {
+	return sub.out.Send(ctx, sub.notification(methodUpdated, entry("uri", []byte(jsonrpc.Quote(uri)))))
 }
 
 // followAll subscribes to the members that are not subscribed to yet.
@@ -239,7 +252,7 @@ func (sub *subscription) stream(ctx context.Context, server string, src *source)
 		return true
 	}
 	if !f.modern {
-		return false
+		return sub.streamLegacy(ctx, server, src)
 	}
 	msg, err := jsonrpc.Parse(sub.share(server))
 	if err != nil {
@@ -248,9 +261,11 @@ func (sub *subscription) stream(ctx context.Context, server string, src *source)
 	reply, err := b.handler.Serve(ctx, sub.c.request(server, msg), &subscriptionStream{
 		relay: relay{b: b, server: server, out: sub.out}, sub: sub, src: src,
 	})
-	if _, err = answer(server, reply, err); err != nil {
-		b.log.Debug("subscription ended by server", "server", server, "err", err)
-		return passing(err)
+	if err != nil || reply != nil && len(reply.Body) > 0 {
+		if _, err = answer(server, reply, err); err != nil {
+			b.log.Debug("subscription ended by server", "server", server, "err", err)
+			return passing(err)
+		}
 	}
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
@@ -324,8 +339,7 @@ func (s *subscriptionStream) acknowledged(ctx context.Context, msg []byte) error
 		return err
 	}
 	for _, uri := range uris {
-		updated := s.sub.notification("notifications/resources/updated", entry("uri", []byte(jsonrpc.Quote(uri))))
-		if err := s.sub.out.Send(ctx, updated); err != nil {
+		if err := s.sub.sendUpdated(ctx, uri); err != nil {
 			return err
 		}
 	}
@@ -336,9 +350,9 @@ func (s *subscriptionStream) acknowledged(ctx context.Context, msg []byte) error
 // names them, and whether it grants anything at all.
 func grants(server string, msg []byte) (uris []string, live bool) {
 	e := edit(bytes.TrimSpace(msg))
-	e.fields(e.field(e.root(), "params", "notifications"), func(key string, v span) {
+	e.fields(e.field(e.root(), "params", "notifications"), func(key []byte, v span) {
 		live = live || string(e.text(v)) == "true"
-		if key != "resourceSubscriptions" {
+		if string(key) != "resourceSubscriptions" {
 			return
 		}
 		e.items(v, func(v span) {

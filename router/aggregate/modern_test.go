@@ -1,0 +1,480 @@
+package aggregate_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ripstop/router"
+	"ripstop/router/aggregate"
+	"ripstop/router/jsonrpc"
+)
+
+func ask(t testing.TB, b *aggregate.Backend, method, id, params string, out ...router.Stream) string {
+	t.Helper()
+	return show(b.Serve(t.Context(), modern(t, method, id, params), append(out, router.Discard)[0]))
+}
+
+func TestDiscover(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		n.add("a", &fake{modern: true})
+		b := start(t, n)
+		body := ask(t, b, "server/discover", `"d"`, "")
+		has(t, "discover", body, `"id":"d"`, `"resultType":"complete"`, `"supportedVersions":["2026-07-28","2025-11-25",`,
+			`"tools":{"listChanged":true}`, `"ttlMs":5000`, `"cacheScope":"public"`, "Server a: Be modern.",
+			`"io.modelcontextprotocol/serverInfo":{"name":"ripstop","version":"1.2.3"}`)
+		n.add("dead", &fake{fail: router.Errorf(router.ErrUnavailable, "dead")})
+		n.add("old", &fake{legacy: true})
+		has(t, "discover with others", ask(t, b, "server/discover", "1", ""), `"ttlMs":0`, `"cacheScope":"private"`)
+	})
+}
+
+func TestModernLists(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		a := &fake{modern: true, tools: []string{tool("x"), tool("y")}, perPage: 1, caps: `,"ttlMs":7000,"cacheScope":"public"`}
+		c := &fake{modern: true, tools: []string{tool("x")}, caps: `,"ttlMs":3000,"cacheScope":"public"`}
+		n.add("a", a)
+		n.add("c", c)
+		b := start(t, n)
+		body := ask(t, b, "tools/list", "1", "")
+		equal(t, "tools", names(t, body, "tools", "name"), []string{"a__x", "a__y", "c__x"})
+		has(t, "tools/list", body, `"resultType":"complete"`, `"ttlMs":3000`, `"cacheScope":"public"`, `"io.modelcontextprotocol/serverInfo":{"name":"ripstop"`)
+		for _, r := range a.requests("tools/list") {
+			has(t, "a page asked for", string(r.Message.Raw), triple)
+		}
+		c.set(func(f *fake) { f.caps = `,"ttlMs":3000` })
+		has(t, "one without a scope", ask(t, b, "tools/list", "1", ""), `"cacheScope":"private"`)
+		c.set(func(f *fake) { f.caps = `,"ttlMs":3000,"cacheScope":"private"` })
+		has(t, "one private", ask(t, b, "tools/list", "1", ""), `"cacheScope":"private"`)
+		has(t, "nothing at all", ask(t, b, "prompts/list", "1", ""), `"prompts":[]`, `"ttlMs":0`)
+		n.add("old", &fake{legacy: true, tools: []string{tool("z")}})
+		body = ask(t, b, "tools/list", "1", "")
+		equal(t, "tools with a legacy member", names(t, body, "tools", "name"), []string{"a__x", "a__y", "c__x", "old__z"})
+		has(t, "tools/list", body, `"ttlMs":0`, `"cacheScope":"private"`)
+		if n := len(a.requests("server/discover")); n != 2 {
+			t.Errorf("a was discovered %d times, want once, and once more after members changed", n)
+		}
+	})
+}
+
+func TestModernCalls(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		a := &fake{modern: true, onCall: func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+			return &router.Reply{Body: result(req, `{"resultType":"input_required","requestState":"s","content":[{"type":"resource_link","uri":"f:x"}]}`).Body, Status: 200}, nil
+		}}
+		n.add("a", a)
+		b := start(t, n)
+		req := modern(t, "tools/call", `"i"`, `"name":"a__x","arguments":{"n":1.0},"requestState":"r","inputResponses":{"q":{}}`)
+		req.Params, req.Principal = map[string]string{"Mcp-Param-Region": "eu"}, "ann"
+		got := show(b.Serve(t.Context(), req, router.Discard))
+		equal(t, "reply", got, `200 {"jsonrpc":"2.0","id":"i","result":{"resultType":"input_required","requestState":"s","content":[{"type":"resource_link","uri":"ripstop://a/f:x"}]}}`)
+		sent := a.requests("tools/call")[0]
+		equal(t, "request", string(sent.Message.Raw), strings.Replace(string(req.Message.Raw), "a__x", "x", 1))
+		if sent.Params["Mcp-Param-Region"] != "eu" || sent.Principal != "ann" || sent.Version != "2026-07-28" || sent.Message.Name != "x" {
+			t.Errorf("sent %+v", sent)
+		}
+		for _, tt := range []struct{ method, params, status, code string }{
+			{"tools/call", `"name":"x"`, "200", "-32602"},
+			{"resources/read", `"uri":"ripstop://b/x"`, "200", "-32602"},
+			{"initialize", ``, "404", "-32601"},
+			{"ping", ``, "404", "-32601"},
+			{"logging/setLevel", `"level":"info"`, "404", "-32601"},
+			{"resources/subscribe", `"uri":"ripstop://a/x"`, "404", "-32601"},
+			{"nope", ``, "404", "-32601"},
+			{"tools/list", `"cursor":"x"`, "200", "-32602"},
+		} {
+			has(t, tt.method, ask(t, b, tt.method, "1", tt.params), tt.status+" ", `"code":`+tt.code)
+		}
+	})
+}
+
+func TestModernMetadataIsChecked(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := start(t, newNet())
+		for meta, want := range map[string]string{
+			`{"io.modelcontextprotocol/protocolVersion":"2027-01-01","io.modelcontextprotocol/clientCapabilities":{}}`:                                                 `"code":-32022`,
+			`{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}`:                                                                                                 `"code":-32602`,
+			`{"io.modelcontextprotocol/protocolVersion":5,"io.modelcontextprotocol/clientCapabilities":{}}`:                                                            `"code":-32602`,
+			`{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":[]}`:                                                 `"code":-32602`,
+			`{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},"io.modelcontextprotocol/clientInfo":"me"}`:       `"code":-32602`,
+			`{"io.modelcontextprotocol/clientCapabilities":{}}`:                                                                                                        `"code":-32602`,
+			`{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},"io.modelcontextprotocol/clientInfo":{"name":1}}`: `"result"`,
+		} {
+			req := &router.Request{Era: router.EraModern, Message: parse(t, `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":`+meta+`}}`)}
+			got := show(b.Serve(t.Context(), req, router.Discard))
+			has(t, meta, got, want)
+			if !strings.Contains(want, "result") {
+				has(t, meta, got, "400 ")
+			}
+		}
+	})
+}
+
+// TestLegacyMemberForModernClients has two clients with the same ids and
+// progress tokens share one session with a member.
+func TestLegacyMemberForModernClients(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		gate := make(chan struct{})
+		m := &fake{legacy: true, resources: []string{}, onCall: func(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+			<-gate
+			for _, msg := range []string{
+				`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":` + string(req.Message.ProgressToken) + `}}`,
+				`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"debug","data":"x"}}`,
+				`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"error","data":"x"}}`,
+				`{"jsonrpc":"2.0","id":"q","method":"elicitation/create"}`,
+				`{"jsonrpc":"2.0","id":"p","method":"ping"}`,
+			} {
+				if err := out.Send(ctx, []byte(msg)); err != nil {
+					return nil, err
+				}
+			}
+			return result(req, `{"content":[],"_meta":{"k":1}}`), nil
+		}}
+		n.add("m", m)
+		b := start(t, n)
+		const level = `"io.modelcontextprotocol/logLevel":"warning",`
+		var wg sync.WaitGroup
+		outs := [2]*sink{{}, {}}
+		for i := range outs {
+			req := modern(t, "tools/call", "1", `"name":"m__x","arguments":{"_meta":1}`)
+			meta := `"progressToken":"tok",`
+			if i == 1 {
+				meta += level
+			}
+			req.Message = parse(t, strings.Replace(string(req.Message.Raw), `"_meta":{`, `"_meta":{`+meta, 1))
+			wg.Go(func() {
+				got := show(b.Serve(t.Context(), req, outs[i]))
+				equal(t, "reply", got, `{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[],"_meta":{"io.modelcontextprotocol/serverInfo":{"name":"fake","version":"9"},"k":1}}}`)
+			})
+		}
+		synctest.Wait()
+		close(gate)
+		wg.Wait()
+		synctest.Wait()
+		progress := `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"tok"}}`
+		equal(t, "without a log level", outs[0].take(), []string{progress})
+		equal(t, "with a log level", outs[1].take(), []string{progress, `{"jsonrpc":"2.0","method":"notifications/message","params":{"logger":"m","level":"error","data":"x"}}`})
+
+		sent := m.requests("tools/call")
+		if len(sent) != 2 || string(sent[0].ID()) == string(sent[1].ID()) || string(sent[0].Message.ProgressToken) == string(sent[1].Message.ProgressToken) {
+			t.Fatalf("requests %s and %s, want ids and tokens of their own", sent[0].Message.Raw, sent[1].Message.Raw)
+		}
+		for _, r := range sent {
+			if r.Era != router.EraLegacy || r.Session != "s1" || r.Version != "2025-06-18" {
+				t.Errorf("era %v, session %q, version %q; want the member's session", r.Era, r.Session, r.Version)
+			}
+			hasNot(t, "request", string(r.Message.Raw), "io.modelcontextprotocol/")
+			has(t, "request", string(r.Message.Raw), `"arguments":{"_meta":1}`)
+		}
+		init := m.requests("initialize")
+		if len(init) != 1 {
+			t.Fatalf("%d sessions were opened, want one", len(init))
+		}
+		equal(t, "capabilities declared", string(field(init[0].Message.Params, "capabilities")), "{}")
+		var answers []string
+		for _, r := range m.requests("") {
+			answers = append(answers, string(r.Message.Raw))
+		}
+		slices.Sort(answers)
+		has(t, "answers to the member", strings.Join(answers, " "), `{"jsonrpc":"2.0","id":"p","result":{}}`, `{"jsonrpc":"2.0","id":"q","error":{"code":-32601`)
+
+		has(t, "a list", ask(t, b, "resources/list", "1", ""), `"resources":[]`, `"ttlMs":0,"cacheScope":"private"`)
+		m.set(func(f *fake) {
+			f.onCall = func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+				if req.Method() == "prompts/get" {
+					return &router.Reply{Body: jsonrpc.NewError(req.ID(), -32601, "no", nil)}, nil
+				}
+				if req.Message.Name == "none" {
+					return &router.Reply{Body: jsonrpc.NewError(req.ID(), -32002, "none", nil)}, nil
+				}
+				return result(req, `{"contents":[{"uri":"f:x"}]}`), nil
+			}
+		})
+		equal(t, "read", ask(t, b, "resources/read", "5", `"uri":"ripstop://m/f:x"`),
+			`{"jsonrpc":"2.0","id":5,"result":{"resultType":"complete","ttlMs":0,"cacheScope":"private","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"fake","version":"9"}},"contents":[{"uri":"ripstop://m/f:x"}]}}`)
+		has(t, "missing resource", ask(t, b, "resources/read", "5", `"uri":"ripstop://m/none"`), `"id":5`, `"code":-32602`)
+		has(t, "missing method", ask(t, b, "prompts/get", "5", `"name":"m__x"`), "404 ", `"code":-32601`)
+
+		m.lose()
+		has(t, "after the member lost the session", ask(t, b, "resources/read", "6", `"uri":"ripstop://m/f:x"`), `"id":6`, "result")
+		equal(t, "sessions", m.open(), []string{"s2"})
+		other := modern(t, "resources/read", "7", `"uri":"ripstop://m/f:x"`)
+		other.Principal = "ann"
+		has(t, "another principal", show(b.Serve(t.Context(), other, router.Discard)), "result")
+		equal(t, "sessions", m.open(), []string{"s2", "s3"})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "sessions not used", len(m.open()), 0)
+		has(t, "use after that", ask(t, b, "resources/read", "8", `"uri":"ripstop://m/f:x"`), "result")
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		equal(t, "sessions after Close", len(m.open()), 0)
+	})
+}
+
+func TestMemberOfNoEra(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n, m := newNet(), &fake{}
+		n.add("m", m)
+		b := start(t, n)
+		has(t, "modern", ask(t, b, "tools/call", "1", `"name":"m__x"`), "-32022")
+		has(t, "legacy", connect(t, b).do(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"m__x"}}`), "-32022")
+		m.set(func(f *fake) { f.modern = true })
+		has(t, "modern, later", ask(t, b, "tools/call", "1", `"name":"m__x"`), "result")
+		m.set(func(f *fake) { f.fail = context.DeadlineExceeded })
+		n.changed()
+		has(t, "not reached", ask(t, b, "tools/call", "1", `"name":"m__x"`), "deadline")
+		m.set(func(f *fake) { f.fail = nil })
+		has(t, "reached again", ask(t, b, "tools/call", "1", `"name":"m__x"`), "result")
+	})
+}
+
+// listenModern opens a subscription; stop ends it, and returns the result.
+func listenModern(t *testing.T, b *aggregate.Backend, id, notifications string, out router.Stream) (stop func() string) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan string, 1)
+	req := modern(t, "subscriptions/listen", id, `"notifications":`+notifications)
+	go func() { done <- show(b.Serve(ctx, req, out)) }()
+	return func() string { cancel(); return <-done }
+}
+
+func TestSubscriptions(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		a, c := &fake{modern: true}, &fake{modern: true, granted: `{"toolsListChanged":true}`}
+		n.add("a", a)
+		n.add("c", c)
+		n.add("old", &fake{legacy: true})
+		n.add("slow", &fake{modern: true, delay: time.Hour})
+		b, out := start(t, n), &sink{}
+		begin := time.Now()
+		stop := listenModern(t, b, `"L"`, `{"toolsListChanged":true,"promptsListChanged":false,"x":1,"resourceSubscriptions":["ripstop://a/f:1","ripstop://c/f:2","ripstop://a/f:3","ripstop://none/f","f:4"]}`, out)
+		synctest.Wait()
+		a.push(t, "sub", `{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":"L"},"uri":"f:1"}}`)
+		if got := time.Since(begin); got != 5*time.Second {
+			t.Errorf("something came after %v, want after the 5 s that members have to grant", got)
+		}
+		const id = `"_meta":{"io.modelcontextprotocol/subscriptionId":"L"}`
+		equal(t, "messages", out.take(), []string{
+			`{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{` + id + `,"notifications":{"toolsListChanged":true,"resourceSubscriptions":["ripstop://a/f:1","ripstop://a/f:3"]}}}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{` + id + `,"uri":"ripstop://a/f:1"}}`,
+		})
+		for f, want := range map[*fake]string{
+			a: `{"toolsListChanged":true,"promptsListChanged":false,"x":1,"resourceSubscriptions":["f:1","f:3"]}`,
+			c: `{"toolsListChanged":true,"promptsListChanged":false,"x":1,"resourceSubscriptions":["f:2"]}`,
+		} {
+			got := f.requests("subscriptions/listen")
+			if len(got) != 1 || string(got[0].ID()) != `"L"` {
+				t.Fatalf("member got %d subscriptions, want one with the client's id", len(got))
+			}
+			equal(t, "asked of a member", string(field(got[0].Message.Params, "notifications")), want)
+			has(t, "metadata", string(got[0].Message.Params), triple)
+		}
+
+		changed := `{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{` + id + `}}`
+		d := &fake{modern: true}
+		n.add("d", d)
+		synctest.Wait()
+		equal(t, "after a server came", out.take(), []string{changed})
+		equal(t, "and it is subscribed to", len(d.requests("subscriptions/listen")), 1)
+		d.push(t, "sub", changed)
+		equal(t, "its message", out.take(), []string{changed})
+		n.changed()
+		synctest.Wait()
+		equal(t, "after an instance came", len(out.take()), 0)
+
+		a.mu.Lock()
+		a.cut["sub"]()
+		a.mu.Unlock()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "after a member was away", out.take(), []string{changed,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{` + id + `,"uri":"ripstop://a/f:1"}}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{` + id + `,"uri":"ripstop://a/f:3"}}`})
+		n.remove("a")
+		synctest.Wait()
+		equal(t, "after a server left", out.take(), []string{changed})
+		has(t, "stopped", stop(), "context canceled")
+
+		stop = listenModern(t, b, "9", `{"promptsListChanged":true}`, out)
+		time.Sleep(10 * time.Second)
+		out.take()
+		closed := make(chan struct{})
+		go func() { b.Close(); close(closed) }()
+		<-closed
+		equal(t, "after Close", stop(), `{"jsonrpc":"2.0","id":9,"result":{"resultType":"complete","_meta":{"io.modelcontextprotocol/subscriptionId":9,"io.modelcontextprotocol/serverInfo":{"name":"ripstop","version":"1.2.3"}}}}`)
+	})
+}
+
+// TestSubscriptionsToLegacyMember has clients share the stream of one session
+// with a member of the legacy era.
+func TestSubscriptionsToLegacyMember(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n, m := newNet(), &fake{legacy: true}
+		n.add("m", m)
+		b := start(t, n)
+		outs := [2]*sink{{}, {}}
+		stops := [2]func() string{
+			listenModern(t, b, "1", `{"toolsListChanged":true,"resourceSubscriptions":["ripstop://m/f:1","ripstop://m/f:2"]}`, outs[0]),
+			listenModern(t, b, "2", `{"promptsListChanged":true,"resourceSubscriptions":["ripstop://m/f:2","ripstop://m/f:2"]}`, outs[1]),
+		}
+		synctest.Wait()
+		ack := func(id int, rest string) string {
+			return fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":%d},"notifications":{%s}}}`, id, rest)
+		}
+		note := func(id int, method, rest string) string {
+			return fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/%s","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":%d}%s}}`, method, id, rest)
+		}
+		equal(t, "first", outs[0].take(), []string{ack(1, `"toolsListChanged":true,"resourceSubscriptions":["ripstop://m/f:1","ripstop://m/f:2"]`)})
+		equal(t, "second", outs[1].take(), []string{ack(2, `"promptsListChanged":true,"resourceSubscriptions":["ripstop://m/f:2","ripstop://m/f:2"]`)})
+		equal(t, "sessions", m.open(), []string{"s1"})
+
+		for _, msg := range []string{
+			`{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}`,
+			`{"jsonrpc":"2.0","method":"notifications/prompts/list_changed"}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/list_changed"}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"f:1"}}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"f:2"}}`,
+			`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"f:3"}}`,
+			`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"error","data":"x"}}`,
+			`{"jsonrpc":"2.0","id":3,"method":"roots/list"}`, `junk`, ``,
+		} {
+			m.push(t, "s1", msg)
+			synctest.Wait()
+		}
+		u1, u2 := `,"uri":"ripstop://m/f:1"`, `,"uri":"ripstop://m/f:2"`
+		equal(t, "first", outs[0].take(), []string{note(1, "tools/list_changed", ""), note(1, "resources/updated", u1), note(1, "resources/updated", u2)})
+		equal(t, "second", outs[1].take(), []string{note(2, "prompts/list_changed", ""), note(2, "resources/updated", u2)})
+		has(t, "answer to the member", string(m.requests("")[1].Message.Raw), `"id":3,"error":{"code":-32601`)
+
+		has(t, "first stopped", stops[0](), "canceled")
+		synctest.Wait()
+		equal(t, "unsubscribed from", len(m.requests("resources/unsubscribe")), 1)
+		equal(t, "namely", m.requests("resources/unsubscribe")[0].Message.Name, "f:1")
+
+		m.lose()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		equal(t, "second, after the loss", outs[1].take(), []string{note(2, "resources/updated", u2), note(2, "prompts/list_changed", "")})
+		subs := m.requests("resources/subscribe")
+		if last := subs[len(subs)-1]; last.Session != "s2" || last.Message.Name != "f:2" {
+			t.Errorf("subscribed to %q in session %q, want f:2 in s2", last.Message.Name, last.Session)
+		}
+		time.Sleep(2 * time.Hour)
+		equal(t, "sessions, while somebody listens", m.open(), []string{"s2"})
+
+		m.set(func(f *fake) { f.legacy, f.modern = false, true })
+		n.changed()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		equal(t, "subscriptions of the member grown modern", len(m.requests("subscriptions/listen")), 1)
+		m.set(func(f *fake) { f.legacy = true })
+		has(t, "second stopped", stops[1](), "canceled")
+		stop := listenModern(t, b, "3", `{"toolsListChanged":true}`, outs[0])
+		synctest.Wait()
+		stop()
+	})
+}
+
+func TestSubscriptionsToNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		nothing := &fake{modern: true, granted: `{}`}
+		n.add("a", nothing)
+		b, out := start(t, n), &sink{}
+		has(t, "an empty one", ask(t, b, "subscriptions/listen", "1", `"notifications":{}`, out), `"resultType":"complete"`)
+		equal(t, "messages", out.take(), []string{`{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":1},"notifications":{}}}`})
+		has(t, "none", ask(t, b, "subscriptions/listen", "1", ""), "-32602")
+		nothing.set(func(f *fake) { f.granted = "" })
+		stop := listenModern(t, b, "2", `{"toolsListChanged":true}`, out)
+		synctest.Wait()
+		nothing.set(func(f *fake) { f.granted = `{}` })
+		nothing.mu.Lock()
+		nothing.cut["sub"]()
+		nothing.mu.Unlock()
+		for range 3 {
+			time.Sleep(time.Second)
+			nothing.mu.Lock()
+			nothing.cut["sub"]()
+			nothing.mu.Unlock()
+		}
+		time.Sleep(time.Hour)
+		equal(t, "times a member was asked that grants nothing any more", len(nothing.requests("subscriptions/listen")), 2)
+		equal(t, "messages", len(out.take()), 1)
+		stop()
+	})
+}
+
+func TestBare(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		a := &fake{tools: []string{tool("x")}}
+		n.add("a", a)
+		n.add("b", &fake{tools: []string{tool("x")}})
+		b := start(t, n)
+		do := func(raw string) string {
+			return show(b.Serve(t.Context(), &router.Request{Era: router.EraBare, Message: parse(t, raw)}, router.Discard))
+		}
+		body := do(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+		equal(t, "tools", names(t, body, "tools", "name"), []string{"a__x", "b__x"})
+		equal(t, "call", do(`{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"a__x"}}`), `{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"x"}]}}`)
+		for _, r := range a.requests("tools/call") {
+			if r.Era != router.EraBare {
+				t.Errorf("era %v, want bare", r.Era)
+			}
+		}
+		equal(t, "ping", do(`{"jsonrpc":"2.0","id":2,"method":"ping"}`), `{"jsonrpc":"2.0","id":2,"result":{}}`)
+		has(t, "setLevel", do(`{"jsonrpc":"2.0","id":2,"method":"logging/setLevel","params":{"level":"info"}}`), "400 ", "session")
+		has(t, "unknown", do(`{"jsonrpc":"2.0","id":2,"method":"x"}`), "200 ", "-32601")
+		has(t, "a resource", do(`{"jsonrpc":"2.0","id":2,"method":"resources/read","params":{"uri":"x"}}`), "-32002")
+		equal(t, "a notification", do(`{"jsonrpc":"2.0","method":"notifications/x"}`), "")
+		has(t, "initialize", do(initialize), `"protocolVersion":"2025-11-25"`)
+		has(t, "no message", show(b.Serve(t.Context(), &router.Request{}, router.Discard)), "400 ", "-32017")
+	})
+}
+
+// TestMembersThatAnswerJunk holds every kind of answer that is none against
+// every kind of request.
+func TestMembersThatAnswerJunk(t *testing.T) {
+	bodies := []string{``, `junk`, `{}`, `[]`, `{"jsonrpc":"2.0","id":1,"result":5}`, `{"jsonrpc":"2.0","id":1,"result":{"tools":{}}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{"tools":[5,null,"x",{},{"name":5}],"uri":[]}}`, `{"jsonrpc":"2.0","id":1,"error":5}`,
+		`{"jsonrpc":"2.0","method":"x"}`, `{"jsonrpc":"2.0","id":1,"result":{"contents":"uri","content":{"uri":1},"x":"\"uri\""}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{"tools":[],"nextCursor":"same"}}`, "\x00\xff"}
+	bubble(t, func(t *testing.T) {
+		for _, body := range bodies {
+			n := newNet()
+			n.add("junk", router.HandlerFunc(func(context.Context, *router.Request, router.Stream) (*router.Reply, error) {
+				if body == "" {
+					return nil, nil
+				}
+				return &router.Reply{Body: []byte(body)}, nil
+			}))
+			b := start(t, n)
+			c := connect(t, b)
+			for _, params := range []string{`"name":"junk__x"`, `"uri":"ripstop://junk/x"`, `"ref":{"type":"ref/prompt","name":"junk__x"}`} {
+				for _, method := range []string{"tools/list", "tools/call", "resources/read", "resources/subscribe", "completion/complete", "server/discover"} {
+					for who, got := range map[string]string{
+						"legacy": c.do(fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"%s","params":{%s}}`, method, params)),
+						"modern": ask(t, b, method, "1", params),
+					} {
+						raw := got[strings.Index(got, "{"):]
+						if m, err := jsonrpc.Parse([]byte(raw)); err != nil || m.Kind != jsonrpc.Response {
+							t.Errorf("%s %s to a member that says %q = %q", who, method, body, got)
+						}
+					}
+				}
+			}
+			b.Close()
+		}
+	})
+}
