@@ -149,7 +149,7 @@ func (b *Backend) admit() error {
 	switch {
 	case b.closed:
 		return errClosing(b)
-	case held >= b.opts.MaxSessions || len(b.conns) > 2*b.opts.MaxSessions:
+	case held >= b.opts.MaxSessions || len(b.conns) > 2*b.opts.MaxSessions+8:
 		return router.Errorf(router.ErrOverloaded,
 			"instance %s holds %d sessions and may hold %d: end one, or start the server with a higher limit", b.opts.Instance, held, b.opts.MaxSessions)
 	}

@@ -142,6 +142,7 @@ func TestGuard(t *testing.T) {
 	defer leak.Close()
 	a := startAgent(t, leak)
 	pids := a.session(t)
+	began := time.Now()
 	guards := a.guards(t)
 	if len(guards) != 1 {
 		t.Fatalf("guards %v, want one", guards)
@@ -170,8 +171,12 @@ func TestGuard(t *testing.T) {
 	if got := a.guards(t); len(got) != 1 || got[0] != guards[0] || gone(guards[0]) {
 		t.Errorf("guards %v after signals, want %v", got, guards)
 	}
+	eventually(t, deadline, "the guard has run for a while", func() bool { return time.Since(began) > 1500*time.Millisecond })
 	syscall.Kill(guard, syscall.SIGKILL)
-	eventually(t, deadline, "the guard is dead", func() bool { return gone(guards[0]) })
+	eventually(t, deadline, "another guard takes over", func() bool {
+		now := a.guards(t)
+		return len(now) == 1 && now[0] != guards[0]
+	})
 	pids = append(pids, a.session(t)...)
 	pids = append(pids, a.guards(t)...)
 	a.kill(t, pids)

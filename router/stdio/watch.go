@@ -18,8 +18,14 @@ type watcher struct {
 	users  int
 	warned bool
 	groups map[int]bool
-	pipe   *os.File // nil while no guard runs
-	proc   *os.Process
+	live   *guardProcess // nil while no guard runs
+}
+
+type guardProcess struct {
+	pipe    *os.File
+	proc    *os.Process
+	started time.Time
+	dead    chan struct{}
 }
 
 // guard is package-wide because it guards the process, not a backend.
@@ -47,7 +53,7 @@ func (w *watcher) watch(pgid int, log *slog.Logger) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.groups[pgid] = true
-	if w.pipe != nil && w.tell('+', pgid) == nil {
+	if w.live != nil && w.live.tell('+', pgid) == nil {
 		return
 	}
 	if err := w.start(); err != nil && !w.warned {
@@ -62,17 +68,17 @@ func (w *watcher) unwatch(pgid int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.groups, pgid)
-	if w.pipe != nil {
-		_ = w.tell('-', pgid) // a guard that died is replaced with the next watch
+	if w.live != nil {
+		_ = w.live.tell('-', pgid) // a guard that died is replaced, and told what is left then
 	}
 	if w.users == 0 && len(w.groups) == 0 {
 		w.end()
 	}
 }
 
-func (w *watcher) tell(op byte, pgid int) error {
-	_ = w.pipe.SetWriteDeadline(time.Now().Add(time.Second)) // a guard stopped by hand must not stop us
-	_, err := w.pipe.Write(append(strconv.AppendInt([]byte{op}, int64(pgid), 10), '\n'))
+func (g *guardProcess) tell(op byte, pgid int) error {
+	_ = g.pipe.SetWriteDeadline(time.Now().Add(time.Second)) // a guard stopped by hand must not stop us
+	_, err := g.pipe.Write(append(strconv.AppendInt([]byte{op}, int64(pgid), 10), '\n'))
 	return err
 }
 
@@ -99,27 +105,43 @@ func (w *watcher) start() error {
 		pipe.Close()
 		return fmt.Errorf("start guard: %w", err)
 	}
-	w.pipe, w.proc = pipe, cmd.Process
+	g := &guardProcess{pipe: pipe, proc: cmd.Process, started: time.Now(), dead: make(chan struct{})}
+	w.live = g
+	go w.mind(g)
 	for pgid := range w.groups {
-		if err := w.tell('+', pgid); err != nil {
+		if err := g.tell('+', pgid); err != nil {
 			return fmt.Errorf("tell guard: %w", err)
 		}
 	}
 	return nil
 }
 
-// end closes the pipe and reaps the guard, which has nothing to end unless it
-// is being replaced; then it must not end the groups that live on.
+// mind replaces a guard that dies while it is needed. One that dies as soon as
+// it is started is left to the next watch.
+func (w *watcher) mind(g *guardProcess) {
+	_, _ = g.proc.Wait()
+	close(g.dead)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.live == g && len(w.groups) > 0 && time.Since(g.started) > time.Second {
+		_ = w.start() // the next watch tries again, and logs
+	}
+}
+
+// end closes the pipe and waits for the guard. It has nothing to end then,
+// unless it is being replaced; then it must not end the groups that live on.
 func (w *watcher) end() {
-	if w.pipe == nil {
+	g := w.live
+	if g == nil {
 		return
 	}
+	w.live = nil
 	if len(w.groups) > 0 {
-		_ = w.proc.Kill()
+		_ = g.proc.Kill()
 	}
-	w.pipe.Close()
-	timer := time.AfterFunc(guardGrace, func() { _ = w.proc.Kill() })
-	_, _ = w.proc.Wait()
-	timer.Stop()
-	w.pipe, w.proc = nil, nil
+	g.pipe.Close()
+	if !within(g.dead, guardGrace) {
+		_ = g.proc.Kill()
+		<-g.dead
+	}
 }
