@@ -5,7 +5,8 @@
 //
 // The era (MCP 2026-07-28, or 2025-11-25 and older) is decided for each request
 // by its own headers and body, never for a connection: see era.go. How an
-// answer becomes JSON or a stream of server-sent events is in exchange.go.
+// answer becomes JSON or a stream of server-sent events is in exchange.go, and
+// what becomes of a stream that lasts as long as its client in long.go.
 //
 // A client that disconnects cancels its request in the modern era, and ends
 // its stream in both. In the legacy era a disconnect is not a cancel (MCP

@@ -143,52 +143,46 @@ func postLive(t testing.TB, srv *httptest.Server, body io.Reader, length int64) 
 	return resp
 }
 
+func callOf(size int) []byte {
+	head, tail := `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","x":"`, `"}}`
+	return []byte(head + strings.Repeat("x", size-len(head)-len(tail)) + tail)
+}
+
+// A client that sends all before it reads must get the answer, and keep its
+// connection; so must one that does not say how much it sends.
 func TestBodyLimit(t *testing.T) {
-	h := &recording{}
-	srv := live(t, edge.New(edge.Options{Handler: h}))
-	call := func(size int) []byte {
-		head, tail := `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","x":"`, `"}}`
-		return []byte(head + strings.Repeat("x", size-len(head)-len(tail)) + tail)
-	}
-	// A client that sends all before it reads must get the answer, and keep its
-	// connection; so must one that does not say how much it sends.
 	for _, tt := range []struct {
+		limit   int64
 		size    int
 		chunked bool
 		status  int
 	}{
-		{16 << 20, false, 200},
-		{16 << 20, true, 200},
-		{16<<20 + 1, false, 413},
-		{16<<20 + 1, true, 413},
-		{20 << 20, false, 413},
-		{20 << 20, true, 413},
-		{1 << 10, true, 200},
-		{100 << 10, false, 200},
+		{0, 16 << 20, false, 200},
+		{0, 20 << 20, false, 413},
+		{1 << 20, 1 << 20, true, 200},
+		{1 << 20, 1<<20 + 1, false, 413},
+		{1 << 20, 1<<20 + 1, true, 413},
+		{1 << 20, 3 << 20, true, 413},
+		{1 << 20, 1 << 10, true, 200},
+		{1 << 20, 100 << 10, false, 200},
 	} {
+		h := &recording{}
+		srv := live(t, edge.New(edge.Options{Handler: h, MaxBody: tt.limit}))
 		length := int64(tt.size)
 		if tt.chunked {
 			length = -1
 		}
-		resp := postLive(t, srv, bytes.NewReader(call(tt.size)), length)
+		resp := postLive(t, srv, bytes.NewReader(callOf(tt.size)), length)
 		got := readAll(t, resp.Body)
-		if resp.StatusCode != tt.status {
-			t.Errorf("%d bytes, chunked %v: %d %.200s, want %d", tt.size, tt.chunked, resp.StatusCode, got, tt.status)
+		if resp.StatusCode != tt.status || resp.Close {
+			t.Errorf("%d bytes, chunked %v: %d %.200s, close %v, want %d", tt.size, tt.chunked, resp.StatusCode, got, resp.Close, tt.status)
 		}
 		if tt.status == 413 {
 			wantErrorBody(t, []byte(got), router.CodeTooLarge, "null")
-		}
-		if resp.Close {
-			t.Errorf("%d bytes, chunked %v: the connection was closed", tt.size, tt.chunked)
-		}
-	}
-	h.mu.Lock()
-	for i, size := range []int{16 << 20, 16 << 20, 1 << 10, 100 << 10} {
-		if got := len(h.reqs[i].Message.Raw); got != size {
-			t.Errorf("request %d arrived with %d bytes, want %d", i, got, size)
+		} else if n := len(h.last(t).Message.Raw); n != tt.size {
+			t.Errorf("%d bytes arrived, want %d", n, tt.size)
 		}
 	}
-	h.mu.Unlock()
 }
 
 // zeros is a body without end that counts what was read of it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 
 	"ripstop/router"
@@ -185,6 +186,29 @@ func TestNoResponse(t *testing.T) {
 	wantError(t, do(t, e, "POST", "/mcp/demo", legacyCall, header()), 200, router.CodeOutcomeUnknown, "7")
 	e = edge.New(edge.Options{Handler: replying(&router.Reply{Status: 404}, nil)})
 	wantError(t, do(t, e, "POST", "/mcp/demo", legacyCall, header()), 404, router.CodeBackend, "7")
+}
+
+func TestConcurrentSend(t *testing.T) {
+	const senders, each = 8, 50
+	e := edge.New(edge.Options{Handler: router.HandlerFunc(func(ctx context.Context, _ *router.Request, out router.Stream) (*router.Reply, error) {
+		var all sync.WaitGroup
+		for range senders {
+			all.Go(func() {
+				for range each {
+					if err := out.Send(ctx, []byte(note)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		return &router.Reply{Body: []byte(result)}, nil
+	})})
+	resp := postLive(t, live(t, e), strings.NewReader(legacyCall), int64(len(legacyCall)))
+	want := strings.Repeat("event: message\ndata: "+note+"\n\n", senders*each) + "event: message\ndata: " + result + "\n\n"
+	if got := readAll(t, resp.Body); got != want {
+		t.Errorf("%d bytes came, want %d", len(got), len(want))
+	}
 }
 
 func TestErrorEndsStream(t *testing.T) {

@@ -1,6 +1,7 @@
 package edge_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"strings"
@@ -107,4 +108,76 @@ func TestSlowHeaders(t *testing.T) {
 			t.Errorf("cut off after %v, want 10 s", took)
 		}
 	})
+}
+
+// A client that stops reading loses its connection after 30 s and then counts
+// as gone; it does not block the handler for longer.
+func TestStuckClient(t *testing.T) {
+	for _, modern := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			head, body := legacyHead, legacyCall
+			if modern {
+				head, body = modernHead, modernCall
+			}
+			done := make(chan struct{})
+			p := serve(t, edge.New(edge.Options{Handler: router.HandlerFunc(func(ctx context.Context, _ *router.Request, out router.Stream) (*router.Reply, error) {
+				defer close(done)
+				if err := out.Send(ctx, []byte(note)); err != nil {
+					t.Errorf("first Send: %v", err)
+				}
+				start := time.Now()
+				err := out.Send(ctx, []byte(note))
+				if took := time.Since(start); took != 30*time.Second {
+					t.Errorf("Send blocked for %v, want 30 s", took)
+				}
+				if (err == nil) == modern || (ctx.Err() == nil) == modern {
+					t.Errorf("modern %v: Send: %v, context: %v", modern, err, ctx.Err())
+				}
+				if err := out.Send(ctx, []byte(note)); (err == nil) == modern {
+					t.Errorf("modern %v: Send after: %v", modern, err)
+				}
+				return &router.Reply{Body: []byte(result)}, nil
+			})}))
+			c := send(t, p, "POST", head, body)
+			c.response(200)
+			c.wantFirst(note, modern, 0)
+			<-done
+			if _, err := io.ReadAll(c.r); err != nil {
+				t.Errorf("the connection is not closed: %v", err)
+			}
+		})
+	}
+}
+
+// A client that is only slow gets everything: the deadline is for each 256 KiB.
+func TestSlowReader(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			big := `{"jsonrpc":"2.0","id":7,"result":{"x":"` + strings.Repeat("x", 2<<20) + `"}}`
+			p := serve(t, edge.New(edge.Options{Handler: router.HandlerFunc(func(ctx context.Context, _ *router.Request, out router.Stream) (*router.Reply, error) {
+				if streaming {
+					if err := out.Send(ctx, []byte(note)); err != nil {
+						t.Error(err)
+					}
+				}
+				return &router.Reply{Body: []byte(big)}, nil
+			})}))
+			c := send(t, p, "POST", legacyHead, legacyCall)
+			resp := c.response(200)
+			var got strings.Builder
+			for {
+				_, err := io.CopyN(&got, resp.Body, 128<<10)
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Fatalf("after %d bytes and %v: %v", got.Len(), time.Since(c.start), err)
+				}
+				time.Sleep(8 * time.Second)
+			}
+			if !strings.Contains(got.String(), big) {
+				t.Errorf("%d bytes came, want %d", got.Len(), len(big))
+			}
+		})
+	}
 }
