@@ -180,16 +180,16 @@ func (b *Backend) broken(ctx context.Context, p *payload, err error) error {
 // refused turns an answer outside 2xx into a reply: as it is if the server
 // speaks JSON-RPC, or wrapped.
 func (b *Backend) refused(ctx context.Context, c *call, resp *http.Response) (*router.Reply, error) {
-	limit := 4 * maxErrorText
+	defer resp.Body.Close()
+	var body []byte
+	var err error
 	if mediaType(resp) == typeJSON {
-		limit = maxMessage
+		if body, err = readBody(resp, maxMessage); err != nil {
+			return nil, b.failed(ctx, c, nil, err)
+		}
+	} else { // the beginning will do, whatever becomes of the rest
+		body, _ = io.ReadAll(io.LimitReader(resp.Body, 4*maxErrorText))
 	}
-	body, err := readBody(resp, limit)
-	if err != nil && mediaType(resp) == typeJSON {
-		resp.Body.Close()
-		return nil, b.failed(ctx, c, nil, err)
-	}
-	resp.Body.Close()
 	m, err := jsonrpc.Parse(body)
 	known := err == nil && m.Kind == jsonrpc.Response && m.Error != nil
 	if resp.StatusCode == http.StatusNotFound && c.session != "" && !(known && errorCode(m.Error) == jsonrpc.CodeMethodNotFound) {

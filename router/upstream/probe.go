@@ -27,10 +27,10 @@ const (
 // Probe asks the server what it is: by server/discover (2026-07-28), and by
 // initialize where that gets no answer. It keeps nothing open.
 func (b *Backend) Probe(ctx context.Context) (router.Info, error) {
-	if !b.enter() {
+	if !b.enter(&b.calls) {
 		return router.Info{}, b.errClosed()
 	}
-	defer b.work.Done()
+	defer b.calls.Done()
 	info, modern, err := b.discover(ctx)
 	if err != nil {
 		return router.Info{}, err

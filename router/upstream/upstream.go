@@ -74,7 +74,8 @@ type Backend struct {
 
 	ctx    context.Context // ends in Close, after the DELETEs
 	cancel context.CancelFunc
-	work   sync.WaitGroup // calls and background work; added to only under mu while open
+	calls  sync.WaitGroup // added to only under mu while open, as tasks
+	tasks  sync.WaitGroup // short work that outlives the call it is for
 
 	mu       sync.Mutex
 	closed   bool
@@ -138,10 +139,10 @@ func parseURL(raw string) (*url.URL, error) {
 
 // Serve implements router.Handler.
 func (b *Backend) Serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
-	if !b.enter() {
+	if !b.enter(&b.calls) {
 		return nil, b.errClosed()
 	}
-	defer b.work.Done()
+	defer b.calls.Done()
 	if b.foreign {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
@@ -208,24 +209,24 @@ func (b *Backend) where() string {
 	return u.Redacted()
 }
 
-// enter counts a call, or says that the backend is closed.
-func (b *Backend) enter() bool {
+// enter counts a call or task, or says that the backend is closed.
+func (b *Backend) enter(work *sync.WaitGroup) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.closed {
-		b.work.Add(1)
+		work.Add(1)
 	}
 	return !b.closed
 }
 
 // background runs f in a goroutine that Close waits for. It does nothing once
-// the backend is closed: Close does what f would have done.
+// the backend is closed: then all sessions end anyway.
 func (b *Backend) background(timeout time.Duration, f func(context.Context)) {
-	if !b.enter() {
+	if !b.enter(&b.tasks) {
 		return
 	}
 	go func() {
-		defer b.work.Done()
+		defer b.tasks.Done()
 		ctx, cancel := context.WithTimeout(b.ctx, timeout)
 		defer cancel()
 		f(ctx)
@@ -250,9 +251,10 @@ func (b *Backend) Close() error {
 	b.mu.Unlock()
 	defer close(b.done)
 
-	ctx, cancel := context.WithTimeout(b.ctx, closeTimeout)
-	b.deleteAll(ctx, sessions)
-	cancel()
+	abort := time.AfterFunc(closeTimeout, b.cancel)
+	b.deleteAll(b.ctx, sessions)
+	b.tasks.Wait()
+	abort.Stop()
 	b.cancel()
 	var err error
 	if c, ok := b.transport.(io.Closer); ok {
@@ -260,7 +262,7 @@ func (b *Backend) Close() error {
 	} else if c, ok := b.transport.(interface{ CloseIdleConnections() }); ok {
 		defer c.CloseIdleConnections()
 	}
-	b.work.Wait()
+	b.calls.Wait()
 	if err != nil {
 		return fmt.Errorf("close upstream %s: %w", b.where(), err)
 	}
