@@ -243,6 +243,29 @@ func TestNeverInitialized(t *testing.T) {
 	c.end()
 }
 
+// TestInitializeIsNotHealed wants a failed initialize answered as it is: there
+// is nothing to restore, and the client asked for a new session.
+func TestInitializeIsNotHealed(t *testing.T) {
+	f := demo(t, true)
+	c := start(t, f, 0)
+	open(c, f)
+	asked := 0
+	f.Fault(func(req *router.Request) error {
+		if req.Method() != "initialize" {
+			return nil
+		}
+		asked++
+		return router.Errorf(router.ErrSessionNotFound, "odd")
+	})
+	c.send(initialize)
+	c.wantError("1", router.CodeSessionNotFound)
+	f.Fault(nil)
+	if asked != 1 {
+		t.Errorf("initialize was sent %d times", asked)
+	}
+	c.end()
+}
+
 func TestInitializeAgainEndsTheOldSession(t *testing.T) {
 	f := demo(t, true)
 	c := start(t, f, 0)

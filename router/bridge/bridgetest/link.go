@@ -20,6 +20,7 @@ type link struct {
 
 	mu    sync.Mutex
 	calls []*pending
+	early [][]byte // messages for nobody yet; the next stream gets them
 }
 
 // pending is a request that waits, or the session's own stream (id "").
@@ -67,18 +68,19 @@ func (l *link) read() {
 		if err != nil {
 			return
 		}
-		if p := l.target(m); p != nil {
-			if m.Kind == jsonrpc.Response {
-				p.reply <- raw
-			} else {
-				_ = p.out.Send(p.ctx, raw) // fails when the client is gone
-			}
+		switch p := l.target(m); {
+		case p == nil:
+		case m.Kind == jsonrpc.Response:
+			p.reply <- raw
+		default:
+			_ = p.out.Send(p.ctx, raw) // fails when the client is gone
 		}
 	}
 }
 
 // target picks who m is for: its request, the request whose progress it
-// reports, else the newest request in flight, else the session's own stream.
+// reports, else the newest request in flight, else the session's own stream,
+// which gets later what came before it was open.
 func (l *link) target(m *jsonrpc.Message) *pending {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,6 +96,9 @@ func (l *link) target(m *jsonrpc.Message) *pending {
 		case best == nil || p.id != "":
 			best = p
 		}
+	}
+	if best == nil && m.Kind != jsonrpc.Response {
+		l.early = append(l.early, m.Raw)
 	}
 	return best
 }
@@ -139,6 +144,15 @@ func (l *link) call(ctx context.Context, m *jsonrpc.Message, out router.Stream) 
 
 func (l *link) listen(ctx context.Context, out router.Stream) (*router.Reply, error) {
 	defer l.add(&pending{ctx: ctx, out: out})()
+	l.mu.Lock()
+	early := l.early
+	l.early = nil
+	l.mu.Unlock()
+	for _, raw := range early {
+		if err := out.Send(ctx, raw); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
