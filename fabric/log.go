@@ -33,11 +33,17 @@ func (b *logBridge) put(level slog.Level, format string, args []any) {
 // Noticef logs at debug: nats-server's notices are a page at every start.
 func (b *logBridge) Noticef(format string, v ...any) { b.put(slog.LevelDebug, format, v) }
 
+// onPurpose are warnings about what the fabric chose: payloads past 8 MiB, and
+// passwords that never leave this process or are a token of 16 characters.
+var onPurpose = []string{"Maximum payloads over", "Plaintext passwords"}
+
 // Warnf logs at warn, but for the remarks on choices the fabric makes on purpose.
 func (b *logBridge) Warnf(format string, v ...any) {
 	level := slog.LevelWarn
-	if strings.Contains(format, "max_payload") || strings.Contains(format, "Maximum payloads over") {
-		level = slog.LevelDebug
+	for _, known := range onPurpose {
+		if strings.Contains(format, known) {
+			level = slog.LevelDebug
+		}
 	}
 	b.put(level, format, v)
 }

@@ -211,14 +211,14 @@ func TestFramesArriveInOrder(t *testing.T) {
 				return nil, err
 			}
 		}
-		return &router.Reply{Body: jsonrpc.NewResult(req.ID(), []byte(`{}`)), Session: "s", Status: 200}, nil
+		return &router.Reply{Body: jsonrpc.NewResult(req.ID(), []byte(`{}`)), Session: "s", Status: 206, Stream: true}, nil
 	})
 	var out collect
 	reply, err := l.client(t).Serve(t.Context(), &router.Request{Server: "demo", Message: message(t, callEcho)}, &out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if reply.Session != "s" || reply.Status != 200 || len(out.msgs) != n {
+	if reply.Session != "s" || reply.Status != 206 || !reply.Stream || len(out.msgs) != n {
 		t.Fatalf("reply %+v after %d messages, want %d", reply, len(out.msgs), n)
 	}
 	for i, m := range out.msgs {

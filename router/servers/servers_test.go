@@ -90,10 +90,10 @@ func (f *fake) note(e string) {
 }
 
 func (f *fake) attach(s servers.Spec) (servers.Attached, error) {
-	if s.Command[0] == "bad" {
+	if s.Command[1] == "bad" {
 		return nil, errors.New("no such command")
 	}
-	name := s.Name + "=" + strings.Join(s.Command, " ")
+	name := s.Name + "=" + s.Command[1]
 	f.note("open " + name)
 	return attached{f, name}, nil
 }
@@ -125,7 +125,7 @@ func (f *fake) want(t *testing.T, events ...string) {
 
 func TestSetFollowsItsFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mcp.json")
-	write(t, path, `{"mcpServers":{"a":{"command":"1"},"b":{"command":"1"}}}`)
+	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["1"]},"b":{"command":"sh","args":["1"]}}}`)
 	f := &fake{seen: make(chan string, 100)}
 	s, err := servers.Open(servers.Options{Path: path, Attach: f.attach, Drain: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
@@ -140,7 +140,7 @@ func TestSetFollowsItsFile(t *testing.T) {
 	go func() {
 		defer close(changed)
 		for range 50 {
-			write(t, path, `{"mcpServers":{"a":{"command":"2"},"c":{"command":"1"}}}`)
+			write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["2"]},"c":{"command":"sh","args":["1"]}}}`)
 			select {
 			case <-time.After(200 * time.Millisecond):
 			case <-ctx.Done():
@@ -156,8 +156,9 @@ func TestSetFollowsItsFile(t *testing.T) {
 	}()
 	f.want(t, "open a=2", "close a=1", "open c=1", "close b=1")
 	<-changed
-	write(t, path, `{"mcpServers":`)                                           // not taken
-	write(t, path, `{"mcpServers":{"a":{"command":"2"},"c":{"command":"3"}}}`) // only c changed
+	write(t, path, `{"mcpServers":{"x":{"command":"no-such-command-here"}}}`)                              // not taken
+	write(t, path, `{"mcpServers":`)                                                                       // not taken
+	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["2"]},"c":{"command":"sh","args":["3"]}}}`) // only c changed
 	f.want(t, "open c=3", "close c=1")
 	cancel()
 	if err := <-done; err != nil {
@@ -170,7 +171,7 @@ func TestSetFollowsItsFile(t *testing.T) {
 
 func TestOpenFailsWhole(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mcp.json")
-	write(t, path, `{"mcpServers":{"a":{"command":"1"},"b":{"command":"bad"}}}`)
+	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["1"]},"b":{"command":"sh","args":["bad"]}}}`)
 	f := &fake{seen: make(chan string, 100)}
 	_, err := servers.Open(servers.Options{Path: path, Attach: f.attach, Drain: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err == nil || !strings.Contains(err.Error(), `"b"`) {

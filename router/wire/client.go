@@ -85,6 +85,7 @@ type call struct {
 	server   string
 	instance string // "" until known
 	started  time.Time
+	opens    bool // its caller waits to hear that the stream is open
 
 	mu     sync.Mutex
 	frames []*nats.Msg
@@ -101,7 +102,8 @@ func (k *call) push(msg *nats.Msg, now time.Time) {
 	if k.instance == "" {
 		k.instance = msg.Header.Get(hdrInstance)
 	}
-	if msg.Header.Get(hdrFrame) != frameAlive {
+	if msg.Header.Get(hdrFrame) != frameAlive || k.opens {
+		k.opens = false
 		if k.bytes += len(msg.Data); k.bytes > maxQueued && len(k.frames) > 0 {
 			k.lost = router.Errorf(router.ErrOverloaded, "more than %d MiB of this call's messages wait for its reader", maxQueued>>20)
 		} else {
@@ -159,7 +161,7 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 	if err != nil {
 		return nil, err
 	}
-	k := &call{server: req.Server, instance: req.Instance, started: time.Now(), wake: make(chan struct{}, 1)}
+	k := &call{server: req.Server, instance: req.Instance, started: time.Now(), opens: req.Op == router.OpListen, wake: make(chan struct{}, 1)}
 	c.mu.Lock()
 	c.pending[token] = k
 	c.mu.Unlock()
@@ -202,11 +204,13 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 		if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
 			return nil, noResponders(req)
 		}
-		if msg.Header.Get(hdrFrame) != frameMsg {
+		switch msg.Header.Get(hdrFrame) {
+		case frameMsg, frameAlive: // an alive frame is empty: the stream is open
+			if err := out.Send(ctx, msg.Data); err != nil {
+				return nil, err
+			}
+		default:
 			return decodeReply(msg), nil
-		}
-		if err := out.Send(ctx, msg.Data); err != nil {
-			return nil, err
 		}
 	}
 }

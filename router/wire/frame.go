@@ -20,6 +20,7 @@ const (
 	hdrParam     = "Mcp-Param-"           // as in HTTP
 	hdrFrame     = "Mcp-Frame"            // reply: msg, end, err, alive
 	hdrStatus    = "Mcp-Status"           // reply: the HTTP status it deserves
+	hdrStream    = "Mcp-Stream"           // reply: "1": the server answered with an event stream
 	hdrInstance  = "Mcp-Instance"         // reply: who answers
 	hdrControl   = "Mcp-Control"          // control: cancel, keep
 	hdrEra       = "Mcp-Era"              // edge only, on instance subjects: the era the edge decided
@@ -198,8 +199,11 @@ func ReplyMsg(to, instance string, r *router.Reply, failed bool) *nats.Msg {
 		frame = frameErr
 	}
 	h := nats.Header{hdrFrame: {frame}, hdrInstance: {instance}}
-	if r.Status != 0 {
+	if r.Status != 0 && r.Status != 200 {
 		h[hdrStatus] = []string{strconv.Itoa(r.Status)}
+	}
+	if r.Stream {
+		h[hdrStream] = []string{"1"}
 	}
 	if r.Session != "" {
 		h[hdrSession] = []string{r.Session}
@@ -242,7 +246,7 @@ func DecodeControl(msg *nats.Msg) (token string, c Control) {
 // decodeReply reads an "end" or "err" frame, or the plain reply of a responder
 // that sets no headers.
 func decodeReply(msg *nats.Msg) *router.Reply {
-	r := &router.Reply{Session: msg.Header.Get(hdrSession)}
+	r := &router.Reply{Session: msg.Header.Get(hdrSession), Stream: msg.Header.Get(hdrStream) == "1"}
 	if len(msg.Data) > 0 {
 		r.Body = msg.Data
 	}

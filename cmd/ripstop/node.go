@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"ripstop/fabric"
+	"ripstop/kv"
+	"ripstop/router"
+	"ripstop/router/agent"
+	"ripstop/router/aggregate"
+	"ripstop/router/demo"
+	"ripstop/router/edge"
+	"ripstop/router/gosdk"
+	"ripstop/router/servers"
+	"ripstop/router/stdio"
+	"ripstop/router/upstream"
+	"ripstop/router/wire"
+)
+
+// allServers is the server name under which a node offers all servers as one.
+const allServers = "all"
+
+// sweepEvery is how often the registry is compared with the connections that
+// are open, besides the events that say so at once.
+const sweepEvery = 5 * time.Second
+
+// node is a running node. Its fields stand in the order they are opened, and
+// close undoes them in reverse: edges, then servers, then NATS.
+type node struct {
+	settings *nodeSettings
+	log      *slog.Logger
+	metrics  *prometheus.Registry
+
+	fabric    *fabric.Node
+	registry  *kv.Registry
+	registrar *kv.Registrar
+	client    *wire.Client
+	router    *router.Router
+	set       *servers.Set
+	edge      *edge.Edge
+	http      *http.Server
+	httpURL   string
+
+	mu     sync.Mutex
+	agents []*hosted
+
+	ctx    context.Context // ends when the node closes; parent of its loops
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	failed chan error // a part that can't do without
+}
+
+// openNode starts every part. On error nothing is left running.
+func openNode(ctx context.Context, s *nodeSettings) (*node, error) {
+	n := &node{settings: s, log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if s.Servers != "" { // said before anything runs
+		if _, err := servers.Load(s.Servers); err != nil {
+			n.cancel()
+			return nil, err
+		}
+	}
+	// Take the HTTP port before anything is written: it is the likeliest to fail.
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.HTTPAddr)
+	if err != nil {
+		n.cancel()
+		return nil, fmt.Errorf("listen for HTTP on %s: %w; choose another with --http-addr, or stop what holds it", s.HTTPAddr, err)
+	}
+	if err := n.open(ctx, l); err != nil {
+		end, cancel := context.WithTimeout(context.Background(), s.Drain)
+		defer cancel()
+		return nil, errors.Join(err, n.close(end), ignoreClosed(l.Close()))
+	}
+	return n, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+func (n *node) open(ctx context.Context, l net.Listener) error {
+	s := n.settings
+	var err error
+	n.fabric, err = fabric.Open(ctx, fabric.Options{Name: s.Name, Addr: s.NATSAddr, DataDir: s.DataDir, Token: s.Token, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	if err := n.openRegistry(ctx); err != nil {
+		return err
+	}
+	if n.client, err = wire.NewClient(n.fabric.Conn()); err != nil {
+		return fmt.Errorf("start router: %w", err)
+	}
+	n.router = router.NewRouter(n.registry, n.client)
+	n.registry.Watch(func(c kv.Change) {
+		if c.Gone {
+			n.router.Forget(c.Instance.Instance)
+			n.client.Lost(c.Instance.Server, c.Instance.Instance)
+		}
+	})
+	n.collect()
+	if err := n.attachOwn(); err != nil {
+		return err
+	}
+	return n.serveHTTP(l)
+}
+
+func (n *node) openRegistry(ctx context.Context) error {
+	js, err := jetstream.New(n.fabric.Conn())
+	if err != nil {
+		return fmt.Errorf("open registry: %w", err)
+	}
+	if n.registry, err = kv.OpenRegistry(ctx, js, n.log); err != nil {
+		return err
+	}
+	open := func(c kv.Conn) bool { return n.fabric.Connected(c.ServerID, c.ClientID) }
+	if n.registrar, err = kv.NewRegistrar(ctx, n.fabric.Conn(), n.registry, n.fabric.Name(), open, n.log); err != nil {
+		return err
+	}
+	n.wg.Go(n.sweep)
+	return n.fabric.OnDisconnect(func(server string, id uint64) {
+		n.registrar.Disconnected(n.ctx, kv.Conn{ServerID: server, ClientID: id})
+	})
+}
+
+func (n *node) sweep() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+			if err := n.registrar.Sweep(n.ctx); err != nil && n.ctx.Err() == nil {
+				n.log.Warn("registry not swept", "err", err)
+			}
+		}
+	}
+}
+
+// attachOwn attaches what the node itself hosts.
+func (n *node) attachOwn() error {
+	if n.settings.Demo {
+		id := router.NewInstanceID()
+		b, err := gosdk.New(id, demo.New(n.log), n.log)
+		if err != nil {
+			return fmt.Errorf("attach demo: %w", err)
+		}
+		if _, err := n.host("demo", id, "go", b); err != nil {
+			return err
+		}
+	}
+	id := router.NewInstanceID()
+	all := aggregate.New(aggregate.Options{
+		Instance: id, Handler: n.router, Servers: n.members, Watch: n.watchMembers,
+		IdleTimeout: n.settings.SessionIdle, Version: buildVersion(), Logger: n.log,
+	})
+	if _, err := n.host(allServers, id, "go", all); err != nil {
+		return err
+	}
+	if n.settings.Servers == "" {
+		return nil
+	}
+	var err error
+	n.set, err = servers.Open(servers.Options{Path: n.settings.Servers, Attach: n.attachSpec, Drain: n.settings.Drain, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.wg.Go(func() {
+		if err := n.set.Run(n.ctx); err != nil {
+			n.log.Error("servers file is no longer followed", "err", err)
+		}
+	})
+	return nil
+}
+
+// members names the servers that "all" stands for.
+func (n *node) members() []string {
+	return slices.DeleteFunc(n.registry.Servers(), func(s string) bool { return s == allServers })
+}
+
+func (n *node) watchMembers(ctx context.Context, changed func()) {
+	stop := n.registry.Watch(func(c kv.Change) {
+		if c.Instance.Server != allServers {
+			changed()
+		}
+	})
+	defer stop()
+	<-ctx.Done()
+}
+
+func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
+	if s.Name == allServers {
+		return nil, fmt.Errorf("the name %q stands for all servers as one; rename it", allServers)
+	}
+	id := router.NewInstanceID()
+	if s.URL != "" {
+		h := http.Header{}
+		for k, v := range s.Headers {
+			h.Set(k, v)
+		}
+		b, err := upstream.New(upstream.Options{Instance: id, URL: s.URL, Header: h, IdleTimeout: n.settings.SessionIdle, Logger: n.log})
+		if err != nil {
+			return nil, err
+		}
+		return n.host(s.Name, id, "http", b)
+	}
+	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: n.settings.SessionIdle, Logger: n.log.With("server", s.Name)})
+	if err != nil {
+		return nil, err
+	}
+	return n.host(s.Name, id, "stdio", b)
+}
+
+// hosted is an agent of this node, reachable without a network hop.
+type hosted struct {
+	*agent.Agent
+	detach func()
+	close  func()
+}
+
+// Close detaches the server from the node.
+func (h *hosted) Close(ctx context.Context) error {
+	err := h.Agent.Close(ctx)
+	h.detach()
+	h.close()
+	return err
+}
+
+// host attaches a backend to this node. Each has a connection of its own, so
+// that nats-server tells their traffic apart.
+func (n *node) host(server, instance, transport string, b router.Backend) (*hosted, error) {
+	nc, err := n.fabric.Connect(server + "/" + instance)
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	a, err := agent.Attach(agent.Options{
+		Server: server, Instance: instance, Transport: transport, Backend: b, Conn: nc, Relay: n.client,
+		Software: buildVersion(), Logger: n.log,
+	})
+	if err != nil {
+		nc.Close()
+		return nil, errors.Join(err, b.Close())
+	}
+	h := &hosted{Agent: a, detach: n.router.Attach(instance, a), close: nc.Close}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.agents = append(n.agents, h)
+	return h, nil
+}
+
+// ready waits until what the node hosts is registered.
+func (n *node) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	n.mu.Lock()
+	agents := slices.Clone(n.agents)
+	n.mu.Unlock()
+	for _, a := range agents {
+		select {
+		case <-a.Registered():
+		case <-ctx.Done():
+			return fmt.Errorf("server %s is not registered: %w", a.Server(), ctx.Err())
+		}
+	}
+	return nil
+}
+
+// wait blocks until ctx ends or a part has failed.
+func (n *node) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-n.failed:
+		return err
+	}
+}
+
+// close stops the node in order: no new requests; calls in flight finish until
+// ctx ends; servers leave the registry; NATS stops; the data directory is free.
+// It takes a node that was opened in part.
+func (n *node) close(ctx context.Context) error {
+	var errs []error
+	if n.edge != nil {
+		n.edge.Shutdown(ctx)
+	}
+	if n.http != nil {
+		if err := n.http.Shutdown(ctx); err != nil {
+			errs = append(errs, n.http.Close())
+		}
+	}
+	n.cancel()
+	if n.set != nil {
+		errs = append(errs, n.set.Close(ctx))
+	}
+	n.mu.Lock()
+	agents := n.agents
+	n.mu.Unlock()
+	for _, a := range slices.Backward(agents) {
+		errs = append(errs, a.Close(ctx))
+	}
+	n.wg.Wait()
+	if n.client != nil {
+		n.client.Close()
+	}
+	if n.registrar != nil {
+		errs = append(errs, n.registrar.Close())
+	}
+	if n.registry != nil {
+		errs = append(errs, n.registry.Close())
+	}
+	if n.fabric != nil {
+		errs = append(errs, n.fabric.Close())
+	}
+	return errors.Join(errs...)
+}

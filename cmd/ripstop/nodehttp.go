@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"ripstop/router/edge"
+)
+
+// serveHTTP offers the edge and the node's own pages on l.
+func (n *node) serveHTTP(l net.Listener) error {
+	s := n.settings
+	n.edge = edge.New(edge.Options{
+		Handler: n.router, AllServers: allServers,
+		Token:          func() string { return s.Token },
+		AllowedOrigins: s.AllowedOrigins, AllowedHosts: s.AllowedHosts,
+		Logger: n.log, Metrics: n.metrics,
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/mcp", n.edge)
+	mux.Handle("/mcp/", n.edge)
+	mux.HandleFunc("GET /health", n.health)
+	mux.HandleFunc("GET /ready", n.readiness)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/", notFound)
+	n.http = edge.NewServer(l.Addr().String(), mux)
+	n.httpURL = "http://" + l.Addr().String()
+	n.wg.Go(func() {
+		if err := n.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.failed <- fmt.Errorf("serve HTTP: %w", err)
+		}
+	})
+	return nil
+}
+
+func notFound(w http.ResponseWriter, _ *http.Request) {
+	http.Error(w, "not found; MCP is at /mcp and /mcp/{server}, the node at /health, /ready and /metrics", http.StatusNotFound)
+}
+
+// state is what /health and /ready answer.
+type state struct {
+	Status  string   `json:"status"` // "ok", or what is wrong
+	Node    string   `json:"node"`
+	Mode    string   `json:"mode"`
+	Version string   `json:"version"`
+	Servers []string `json:"servers"`
+	Reason  string   `json:"reason,omitempty"`
+}
+
+func (n *node) state() state {
+	return state{Status: "ok", Node: n.fabric.Name(), Mode: "standalone", Version: buildVersion(), Servers: n.members()}
+}
+
+// health answers 200 while the node can do its work, 503 with a reason else.
+func (n *node) health(w http.ResponseWriter, _ *http.Request) {
+	s := n.state()
+	if err := n.fabric.StorageError(); err != nil {
+		s.Status, s.Reason = "unhealthy", err.Error()
+	}
+	writeState(w, s)
+}
+
+// readiness answers 200 once everything the node hosts is registered, and 503
+// while it drains.
+func (n *node) readiness(w http.ResponseWriter, _ *http.Request) {
+	s := n.state()
+	if n.ctx.Err() != nil {
+		s.Status, s.Reason = "draining", "the node is shutting down"
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.agents {
+		select {
+		case <-a.Registered():
+		default:
+			s.Status, s.Reason = "starting", "server "+a.Server()+" is not registered yet"
+		}
+	}
+	writeState(w, s)
+}
+
+func writeState(w http.ResponseWriter, s state) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if s.Status != "ok" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(s) // the client is gone if this fails
+}
+
+// collect registers the node's own metrics.
+func (n *node) collect() {
+	gauge := func(name, help string, f func() float64) {
+		n.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+	}
+	gauge("ripstop_registry_servers", "MCP servers that have an instance.", func() float64 { return float64(len(n.members())) })
+	gauge("ripstop_registry_instances", "Instances in the registry.", func() float64 { return float64(len(n.registry.All())) })
+	gauge("ripstop_nats_connections", "Clients connected to the embedded NATS server, the node's own among them.", func() float64 { return float64(n.fabric.Connections()) })
+	gauge("ripstop_storage_healthy", "Whether JetStream's store can be written: 1 or 0.", func() float64 {
+		if n.fabric.StorageError() != nil {
+			return 0
+		}
+		return 1
+	})
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ripstop_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "node"})
+	info.WithLabelValues(buildVersion(), n.fabric.Name()).Set(1)
+	n.metrics.MustRegister(info)
+}

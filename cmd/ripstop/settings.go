@@ -1,0 +1,264 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/viper"
+)
+
+// setting is one key of a node's configuration. It can be given as a flag, as
+// RIPSTOP_<KEY> in the environment, or in ripstop.yaml, in that order.
+type setting struct {
+	key     string
+	value   any // the default; its type is the setting's
+	help    string
+	example string
+}
+
+// nodeSettingsList is every setting of `ripstop start`, in the order shown.
+var nodeSettingsList = []setting{
+	{"name", "", "node name; kept in the data directory after the first start", "n1"},
+	{"data-dir", "./ripstop-data", "directory for everything that lasts", "/var/lib/ripstop"},
+	{"nats-addr", "127.0.0.1:4222", "listen here for NATS clients (port 0 picks one)", "127.0.0.1:4223"},
+	{"http-addr", "127.0.0.1:8080", "listen here for MCP over Streamable HTTP, /health, /ready and /metrics", "127.0.0.1:8081"},
+	{"demo", true, "attach the built-in server `demo`", "false"},
+	{"servers", "", "attach the servers of this mcpServers file, and follow its changes", "mcp.json"},
+	{"token-file", "", "file with the token that HTTP clients (Bearer) and NATS clients (user client) must present", "/etc/ripstop/token"},
+	{"insecure", false, "listen beyond loopback without a token", "true"},
+	{"allowed-origins", []string{}, "web origins that may call the HTTP edge, beyond loopback's own", "https://app.example.com"},
+	{"allowed-hosts", []string{}, "Host names the HTTP edge answers to on loopback, beyond localhost", "mcp.test"},
+	{"session-idle-timeout", 30 * time.Minute, "end a session that was not used for this long", "10m"},
+	{"drain-timeout", 30 * time.Second, "how long calls in flight may take to finish at shutdown", "1m"},
+	{"log-level", "info", "debug, info, warn or error", "debug"},
+	{"log-format", "text", "text or json", "json"},
+}
+
+const envPrefix = "RIPSTOP_"
+
+// configFile is read when it exists, unless --config names another.
+const configFile = "ripstop.yaml"
+
+func envName(key string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))
+}
+
+// addSettings defines the flags of a node on cmd.
+func addSettings(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.String("config", "", "configuration file; default "+configFile+" if it exists ("+envName("config")+")")
+	for _, s := range nodeSettingsList {
+		help := s.help + " (" + envName(s.key) + ")"
+		switch v := s.value.(type) {
+		case string:
+			f.String(s.key, v, help)
+		case bool:
+			f.Bool(s.key, v, help)
+		case time.Duration:
+			f.Duration(s.key, v, help)
+		case []string:
+			f.StringSlice(s.key, v, help)
+		}
+	}
+}
+
+// loaded is the configuration as read, before it is checked.
+type loaded struct {
+	v    *viper.Viper
+	cmd  *cobra.Command
+	file string // "" = none
+}
+
+// load reads flags, environment and file.
+func load(cmd *cobra.Command) (*loaded, error) {
+	v := viper.New()
+	v.SetEnvPrefix("RIPSTOP")
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	if err := v.BindPFlags(cmd.Flags()); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	l := &loaded{v: v, cmd: cmd}
+	path := v.GetString("config")
+	if path == "" {
+		if _, err := os.Stat(configFile); errors.Is(err, fs.ErrNotExist) {
+			return l, nil
+		}
+		path = configFile
+	}
+	v.SetConfigFile(path)
+	if err := v.ReadInConfig(); err != nil {
+		return nil, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	l.file = path
+	return l, l.checkKeys()
+}
+
+// checkKeys refuses keys that mean nothing: a misspelt one would be a default
+// that nobody chose.
+func (l *loaded) checkKeys() error {
+	known := make([]string, 0, len(nodeSettingsList))
+	for _, s := range nodeSettingsList {
+		known = append(known, s.key)
+	}
+	var errs []error
+	keys := l.v.AllKeys()
+	slices.Sort(keys)
+	for _, key := range keys {
+		if l.v.InConfig(key) && !slices.Contains(known, key) {
+			hint := ""
+			if near := closest(key, known); near != "" {
+				hint = fmt.Sprintf("; did you mean %q?", near)
+			}
+			errs = append(errs, fmt.Errorf("configuration %s: unknown key %q%s", l.file, key, hint))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// origin says where a key's value came from.
+func (l *loaded) origin(key string) string {
+	if l.cmd.Flags().Changed(key) {
+		return "flag --" + key
+	}
+	if _, ok := os.LookupEnv(envName(key)); ok {
+		return "env " + envName(key)
+	}
+	if l.file != "" && l.v.InConfig(key) {
+		return "file " + l.file
+	}
+	return "default"
+}
+
+// nodeSettings is a node's checked configuration.
+type nodeSettings struct {
+	Name, DataDir, NATSAddr, HTTPAddr string
+	Demo                              bool
+	Servers                           string
+	Token                             string
+	AllowedOrigins, AllowedHosts      []string
+	SessionIdle, Drain                time.Duration
+	LogLevel                          slog.Level
+	LogFormat                         string
+}
+
+// settings checks the configuration. Every problem is named, with its origin.
+func (l *loaded) settings() (*nodeSettings, error) {
+	v := l.v
+	s := &nodeSettings{
+		Name: v.GetString("name"), DataDir: v.GetString("data-dir"),
+		NATSAddr: v.GetString("nats-addr"), HTTPAddr: v.GetString("http-addr"),
+		Servers:        v.GetString("servers"),
+		AllowedOrigins: v.GetStringSlice("allowed-origins"), AllowedHosts: v.GetStringSlice("allowed-hosts"),
+		LogFormat: v.GetString("log-format"),
+	}
+	var errs []error
+	bad := func(key string, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s (%s): %s", key, l.origin(key), fmt.Sprintf(format, args...)))
+	}
+	s.Demo = l.boolean("demo", bad)
+	insecure := l.boolean("insecure", bad)
+	s.SessionIdle = l.duration("session-idle-timeout", bad)
+	s.Drain = l.duration("drain-timeout", bad)
+	if err := s.LogLevel.UnmarshalText([]byte(v.GetString("log-level"))); err != nil {
+		bad("log-level", "%q is not debug, info, warn or error", v.GetString("log-level"))
+	}
+	if s.LogFormat != "text" && s.LogFormat != "json" {
+		bad("log-format", "%q is not text or json", s.LogFormat)
+	}
+	if s.Name != "" && !validNodeName(s.Name) {
+		bad("name", "%q: use letters, digits, '-', '_' and '.', up to 64", s.Name)
+	}
+	if path := v.GetString("token-file"); path != "" {
+		token, err := readToken(path)
+		if err != nil {
+			bad("token-file", "%v", err)
+		}
+		s.Token = token
+	}
+	for _, key := range []string{"nats-addr", "http-addr"} {
+		if err := checkListen(v.GetString(key), s.Token != "" || insecure); err != nil {
+			bad(key, "%v", err)
+		}
+	}
+	return s, errors.Join(errs...)
+}
+
+type complain func(key, format string, args ...any)
+
+func (l *loaded) boolean(key string, bad complain) bool {
+	switch text := strings.ToLower(l.v.GetString(key)); text {
+	case "true", "1", "yes", "on":
+		return true
+	case "false", "0", "no", "off":
+		return false
+	default:
+		bad(key, "%q is not true or false", text)
+		return false
+	}
+}
+
+func (l *loaded) duration(key string, bad complain) time.Duration {
+	text := l.v.GetString(key)
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		bad(key, "%q is not a duration above zero, such as 30s or 10m", text)
+	}
+	return d
+}
+
+func validNodeName(name string) bool {
+	for _, c := range []byte(name) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-_.", c) >= 0) {
+			return false
+		}
+	}
+	return len(name) <= 64
+}
+
+// readToken reads a token from a file, surrounding white space removed.
+func readToken(path string) (string, error) {
+	data, err := os.ReadFile(filepath.Clean(path))
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(data))
+	if len(token) < 16 {
+		return "", fmt.Errorf("%s holds %d characters; a token has at least 16 (`openssl rand -hex 32 > %s` makes one)", path, len(token), path)
+	}
+	return token, nil
+}
+
+// checkListen refuses an address that would offer the fabric to the network
+// without authentication.
+func checkListen(addr string, safe bool) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port, such as 127.0.0.1:8080", addr)
+	}
+	if safe || host == "localhost" {
+		return nil
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%s is reachable from other machines, and anyone could call every server; give --token-file FILE, or --insecure if that is meant", addr)
+}
+
+// logger makes the node's log, to stderr.
+func (s *nodeSettings) logger() *slog.Logger {
+	opts := &slog.HandlerOptions{Level: s.LogLevel}
+	if s.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}
