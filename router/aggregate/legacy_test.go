@@ -440,6 +440,9 @@ func TestEndOfSession(t *testing.T) {
 		if got := b.requests("notifications/initialized"); len(got) != 0 {
 			t.Error("a member without sessions was told of one")
 		}
+		if got := b.requests("tools/call")[0].Era; got != router.EraBare {
+			t.Errorf("a request without a session is %v, want bare", got)
+		}
 		hung.set(func(f *fake) { f.delay = time.Hour })
 		begin := time.Now()
 		got := show(be.Serve(t.Context(), &router.Request{Op: router.OpEnd, Session: c.session}, router.Discard))
@@ -450,6 +453,77 @@ func TestEndOfSession(t *testing.T) {
 		equal(t, "member's sessions", len(a.open()), 0)
 		has(t, "use after the end", c.do(`{"jsonrpc":"2.0","id":1,"method":"ping"}`), "404 ")
 		has(t, "second end", show(be.Serve(t.Context(), &router.Request{Op: router.OpEnd, Session: c.session}, router.Discard)), "404 ")
+	})
+}
+
+// TestMemberOpensAfterTheEnd has a member answer initialize when the session it
+// was for is over, by a client's word or by Close.
+func TestMemberOpensAfterTheEnd(t *testing.T) {
+	for _, how := range []string{"end", "close"} {
+		bubble(t, func(t *testing.T) {
+			n, m, gate := newNet(), &fake{legacy: true}, make(chan struct{})
+			n.add("m", router.HandlerFunc(func(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+				if req.Method() == "initialize" {
+					<-gate // whatever ctx says
+				}
+				return m.Serve(context.WithoutCancel(ctx), req, out)
+			}))
+			b := start(t, n)
+			c := connect(t, b)
+			done := make(chan string)
+			go func() { done <- c.do(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"m__x"}}`) }()
+			synctest.Wait()
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				if how == "close" {
+					b.Close()
+				} else {
+					b.Serve(t.Context(), &router.Request{Op: router.OpEnd, Session: c.session}, router.Discard)
+				}
+			}()
+			has(t, "the call", <-done, "canceled")
+			close(gate)
+			<-over
+			synctest.Wait()
+			equal(t, how+": initialized", m.opened, 1)
+			equal(t, how+": sessions left", len(m.open()), 0)
+		})
+	}
+}
+
+func TestResponseToMemberThatIsGone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		m := &fake{legacy: true, onCall: func(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+			err := out.Send(ctx, []byte(`{"jsonrpc":"2.0","id":1,"method":"roots/list"}`))
+			return result(req, `{}`), err
+		}}
+		n.add("m", m)
+		c := connect(t, start(t, n))
+		call := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"m__x"}}`
+		c.do(call)
+		c.do(call)
+		m.lose()
+		equal(t, "response into a lost session", c.do(`{"jsonrpc":"2.0","id":1,"result":{}}`), "")
+		m.set(func(f *fake) { f.fail = router.Errorf(router.ErrUnavailable, "dead") })
+		has(t, "response to a dead member", c.do(`{"jsonrpc":"2.0","id":2,"result":{}}`), "503 ", "-32012")
+	})
+}
+
+func TestManyServers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNet()
+		b := start(t, n, func(o *aggregate.Options) { o.Watch = nil; close(n.watched) })
+		c := connect(t, b)
+		unknown := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"` + strings.Repeat("x", 500) + `__y"}}`
+		has(t, "no servers", c.do(unknown), "servers now: none", "xxx…")
+		for i := range 30 {
+			n.add(fmt.Sprintf("s%02d", i), &fake{legacy: true, tools: []string{tool("x")}})
+		}
+		has(t, "many servers", c.do(unknown), "s00, s01", "and 10 more")
+		has(t, "a server that nobody told of", c.do(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"s29__x"}}`), "result")
+		equal(t, "tools", len(names(t, c.do(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`), "tools", "name")), 30)
 	})
 }
 

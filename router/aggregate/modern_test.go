@@ -53,13 +53,16 @@ func TestModernLists(t *testing.T) {
 		has(t, "one without a scope", ask(t, b, "tools/list", "1", ""), `"cacheScope":"private"`)
 		c.set(func(f *fake) { f.caps = `,"ttlMs":3000,"cacheScope":"private"` })
 		has(t, "one private", ask(t, b, "tools/list", "1", ""), `"cacheScope":"private"`)
+		n.add("dead", &fake{fail: router.Errorf(router.ErrUnavailable, "dead")})
+		has(t, "one left out", ask(t, b, "tools/list", "1", ""), `"ttlMs":0`, `"cacheScope":"private"`)
+		n.remove("dead")
 		has(t, "nothing at all", ask(t, b, "prompts/list", "1", ""), `"prompts":[]`, `"ttlMs":0`)
 		n.add("old", &fake{legacy: true, tools: []string{tool("z")}})
 		body = ask(t, b, "tools/list", "1", "")
 		equal(t, "tools with a legacy member", names(t, body, "tools", "name"), []string{"a__x", "a__y", "c__x", "old__z"})
 		has(t, "tools/list", body, `"ttlMs":0`, `"cacheScope":"private"`)
-		if n := len(a.requests("server/discover")); n != 2 {
-			t.Errorf("a was discovered %d times, want once, and once more after members changed", n)
+		if n := len(a.requests("server/discover")); n != 4 {
+			t.Errorf("a was discovered %d times, want once, and once more each time members changed", n)
 		}
 	})
 }

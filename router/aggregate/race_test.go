@@ -92,16 +92,16 @@ func FuzzResults(f *testing.F) {
 		if _, err := jsonrpc.Parse([]byte(`{"jsonrpc":"2.0","id":1,"result":` + raw + `}`)); err != nil {
 			return
 		}
+		var got, want struct{ Result any }
+		if json.Unmarshal([]byte(in), &want.Result) != nil {
+			return // a number no float64 holds
+		}
 		reply, err := b.Serve(t.Context(), call, router.Discard)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got, want struct{ Result any }
 		if err := json.Unmarshal(reply.Body, &got); err != nil {
 			t.Fatalf("%s became %s: %v", in, reply.Body, err)
-		}
-		if json.Unmarshal([]byte(in), &want.Result) != nil {
-			return
 		}
 		if strings.Contains(in, `"uri"`) {
 			rename(want.Result)
