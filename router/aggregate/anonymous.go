@@ -79,7 +79,12 @@ func (a *anonymous) ask(ctx context.Context, req *router.Request, msg *jsonrpc.M
 		if err != nil {
 			return nil, err
 		}
-		return modernReply(response, msg.Method, msg.ID, ms.info), nil
+		if response.Error != nil {
+			reply.Body, reply.Status = modernError(response, msg.ID)
+		} else {
+			reply.Body = modernResult(response, msg.Method, msg.ID, ms.info)
+		}
+		return reply, nil
 	}
 }
 

@@ -27,7 +27,8 @@ func (c bareCaller) ask(ctx context.Context, server string, msg *jsonrpc.Message
 	return stateless(server, reply, err)
 }
 
-// stateless checks a reply to a request without a session.
+// stateless checks a reply to a request without a session. The reply returned is
+// the caller's to change.
 func stateless(server string, reply *router.Reply, err error) (*router.Reply, error) {
 	if err != nil {
 		return nil, err
@@ -35,7 +36,9 @@ func stateless(server string, reply *router.Reply, err error) (*router.Reply, er
 	if reply == nil || len(reply.Body) == 0 {
 		return nil, router.Errorf(router.ErrBackend, "server %s sent no response", server)
 	}
-	return &router.Reply{Body: reply.Body, Status: reply.Status}, nil
+	own := *reply
+	own.Session = ""
+	return &own, nil
 }
 
 func (b *Backend) serveBare(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {

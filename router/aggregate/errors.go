@@ -120,7 +120,8 @@ func gone(reply *router.Reply, err error) bool {
 }
 
 // settle makes a member's failure fit for the client of a legacy session: a
-// status of 404 would tell it that its own session is gone.
+// status of 404 would tell it that its own session is gone. The reply returned
+// is the caller's to change.
 func settle(server string, reply *router.Reply, err error) (*router.Reply, error) {
 	if gone(reply, err) {
 		return nil, router.Errorf(router.ErrUnavailable, "server %s lost its session twice in a row; nothing was executed, try again", server)
@@ -136,9 +137,10 @@ func settle(server string, reply *router.Reply, err error) (*router.Reply, error
 	if reply == nil {
 		return nil, router.Errorf(router.ErrBackend, "server %s sent no response", server)
 	}
-	status := reply.Status
-	if status == http.StatusNotFound {
-		status = http.StatusOK
+	own := *reply
+	own.Session = ""
+	if own.Status == http.StatusNotFound {
+		own.Status = http.StatusOK
 	}
-	return &router.Reply{Body: reply.Body, Status: status}, nil
+	return &own, nil
 }

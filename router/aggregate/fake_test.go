@@ -204,6 +204,9 @@ func (f *fake) subscribed(ctx context.Context, req *router.Request, out router.S
 	if granted == "" {
 		granted = string(field(req.Message.Params, "notifications"))
 	}
+	if err := out.Send(ctx, nil); err != nil {
+		return nil, err
+	}
 	ack := `{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":` +
 		string(req.ID()) + `},"notifications":` + granted + `}}`
 	if err := out.Send(ctx, []byte(ack)); err != nil {
@@ -222,6 +225,9 @@ func (f *fake) hold(ctx context.Context, key string, out router.Stream) (*router
 	}
 	f.streams[key], f.cut[key] = out, cancel
 	f.mu.Unlock()
+	if err := out.Send(ctx, nil); err != nil {
+		return nil, err
+	}
 	<-inner.Done()
 	f.mu.Lock()
 	delete(f.streams, key)
@@ -338,16 +344,16 @@ func field(raw []byte, path ...string) json.RawMessage {
 type sink struct {
 	mu   sync.Mutex
 	got  []string
-	took func(msg []byte)
+	open bool // an empty message came
 }
 
 func (s *sink) Send(ctx context.Context, msg []byte) error {
 	s.mu.Lock()
-	s.got = append(s.got, string(msg))
-	took := s.took
-	s.mu.Unlock()
-	if took != nil {
-		took(msg)
+	defer s.mu.Unlock()
+	if len(msg) == 0 {
+		s.open = true
+	} else {
+		s.got = append(s.got, string(msg))
 	}
 	return ctx.Err()
 }

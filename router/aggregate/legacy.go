@@ -100,7 +100,7 @@ func (s *session) relay(ms *memberSession, out router.Stream) *relay {
 
 // sendModern sends a request to a member that speaks the modern era only.
 func (c legacyCaller) sendModern(ctx context.Context, ms *memberSession, msg *jsonrpc.Message, out router.Stream) (*router.Reply, error) {
-	to, err := c.modernRequest(ms.server, msg.Raw)
+	to, err := c.modernRequest(ms.server, msg)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func (c legacyCaller) sendModern(ctx context.Context, ms *memberSession, msg *js
 }
 
 // modernRequest returns a legacy client's request as one of the modern era.
-func (s *session) modernRequest(server string, raw []byte) (*router.Request, error) {
+func (s *session) modernRequest(server string, legacy *jsonrpc.Message) (*router.Request, error) {
 	e := edit(s.params)
 	var info []byte
 	if v := e.field(e.root(), "clientInfo"); v.some() {
@@ -127,7 +127,7 @@ func (s *session) modernRequest(server string, raw []byte) (*router.Request, err
 	s.mu.Lock()
 	level := s.level
 	s.mu.Unlock()
-	msg, err := jsonrpc.Parse(withMeta(raw, triple(info, legacyCapabilities(declared), level)))
+	msg, err := jsonrpc.Parse(legacy.WithParamsMeta(triple(info, legacyCapabilities(declared), level)...))
 	if err != nil {
 		return nil, err
 	}

@@ -594,6 +594,7 @@ func TestListen(t *testing.T) {
 		if len(b.requests("")) != 0 {
 			t.Error("a member without a session was listened to")
 		}
+		equal(t, "stream open", out.open, true)
 		call("b")
 		synctest.Wait()
 		a.push(t, "s1", `{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"file:///x"}}`)

@@ -92,6 +92,9 @@ func (s *session) takeOver(ctx context.Context, l *listener) error {
 
 func (l *listener) run(ctx context.Context) error {
 	_, version := l.s.b.change()
+	if err := l.out.Send(ctx, nil); err != nil { // it is open
+		return err
+	}
 	for {
 		changed, now := l.s.b.change()
 		l.mu.Lock()
@@ -188,7 +191,7 @@ func (l *listener) stream(ctx context.Context, ms *memberSession) (*router.Reply
 	if !ms.modern {
 		return s.b.handler.Serve(ctx, ms.listen(s.principal), s.relay(ms, l.out))
 	}
-	req, err := s.modernRequest(ms.server, jsonrpc.NewRequest(s.b.ownID(), "subscriptions/listen", l.wanted(ms)))
+	req, err := s.modernRequest(ms.server, internal(s.b.ownID(), "subscriptions/listen", l.wanted(ms)))
 	if err != nil {
 		return nil, err
 	}

@@ -128,10 +128,12 @@ func (m *member) ask() (*facts, error) {
 	b := m.b
 	ctx, cancel := context.WithTimeout(b.ctx, b.opts.OpenTimeout)
 	defer cancel()
-	params := append(append([]byte(`{"_meta":{`), triple(b.info, []byte("{}"), nil)...), "}}"...)
+	question, err := jsonrpc.Parse(internal(b.ownID(), "server/discover", nil).WithParamsMeta(triple(b.info, []byte("{}"), nil)...))
+	if err != nil {
+		return nil, err
+	}
 	reply, err := b.handler.Serve(ctx, &router.Request{
-		Server: m.name, Era: router.EraModern, Version: router.Version20260728,
-		Message: internal(b.ownID(), "server/discover", params),
+		Server: m.name, Era: router.EraModern, Version: router.Version20260728, Message: question,
 	}, router.Discard)
 	msg, err := answer(m.name, reply, err)
 	if err != nil {

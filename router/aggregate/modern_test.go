@@ -71,13 +71,18 @@ func TestModernCalls(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNet()
 		a := &fake{modern: true, onCall: func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
-			return &router.Reply{Body: result(req, `{"resultType":"input_required","requestState":"s","content":[{"type":"resource_link","uri":"f:x"}]}`).Body, Status: 200}, nil
+			return &router.Reply{Body: result(req, `{"resultType":"input_required","requestState":"s","content":[{"type":"resource_link","uri":"f:x"}]}`).Body,
+				Status: 200, Stream: true, Session: "not the client's"}, nil
 		}}
 		n.add("a", a)
 		b := start(t, n)
 		req := modern(t, "tools/call", `"i"`, `"name":"a__x","arguments":{"n":1.0},"requestState":"r","inputResponses":{"q":{}}`)
 		req.Params, req.Principal = map[string]string{"Mcp-Param-Region": "eu"}, "ann"
-		got := show(b.Serve(t.Context(), req, router.Discard))
+		reply, err := b.Serve(t.Context(), req, router.Discard)
+		got := show(reply, err)
+		if !reply.Stream || reply.Session != "" {
+			t.Errorf("reply %+v, want a stream as the member's, and no session", reply)
+		}
 		equal(t, "reply", got, `200 {"jsonrpc":"2.0","id":"i","result":{"resultType":"input_required","requestState":"s","content":[{"type":"resource_link","uri":"ripstop://a/f:x"}]}}`)
 		sent := a.requests("tools/call")[0]
 		equal(t, "request", string(sent.Message.Raw), strings.Replace(string(req.Message.Raw), "a__x", "x", 1))
@@ -261,6 +266,7 @@ func TestSubscriptions(t *testing.T) {
 		n.add("slow", &fake{modern: true, delay: time.Hour})
 		b, out := start(t, n), &sink{}
 		begin := time.Now()
+		defer func() { equal(t, "stream open", out.open, true) }()
 		stop := listenModern(t, b, `"L"`, `{"toolsListChanged":true,"promptsListChanged":false,"x":1,"resourceSubscriptions":["ripstop://a/f:1","ripstop://c/f:2","ripstop://a/f:3","ripstop://none/f","f:4"]}`, out)
 		synctest.Wait()
 		a.push(t, "sub", `{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":"L"},"uri":"f:1"}}`)

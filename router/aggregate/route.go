@@ -11,7 +11,7 @@ import (
 type caller interface {
 	era() router.Era
 	// ask sends a request, named as the member names things, and returns the
-	// member's reply as one of the client's era.
+	// member's reply as one of the client's era, which the caller may change.
 	ask(ctx context.Context, server string, msg *jsonrpc.Message, out router.Stream) (*router.Reply, error)
 }
 
@@ -77,11 +77,10 @@ func (b *Backend) forward(ctx context.Context, c caller, server, name string, m 
 	if err != nil {
 		return nil, err
 	}
-	body, err := rewriteReply(server, m.Method, reply.Body)
-	if err != nil {
+	if reply.Body, err = rewriteReply(server, m.Method, reply.Body); err != nil {
 		return nil, err
 	}
-	return &router.Reply{Body: body, Status: reply.Status}, nil
+	return reply, nil
 }
 
 // routeRef serves completion/complete, whose params.ref names a prompt or a

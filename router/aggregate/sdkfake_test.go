@@ -192,6 +192,9 @@ func (c *connection) Read(ctx context.Context) (sdk.Message, error) {
 
 // Send implements router.Stream.
 func (c *connection) Send(_ context.Context, msg []byte) error {
+	if len(msg) == 0 {
+		return nil
+	}
 	select {
 	case c.in <- bytes.Clone(msg):
 		return nil

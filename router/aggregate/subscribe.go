@@ -67,6 +67,9 @@ func (b *Backend) subscriptionsListen(ctx context.Context, c modernCaller, out r
 	if err != nil {
 		return nil, err
 	}
+	if err := out.Send(ctx, nil); err != nil { // it is open
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer sub.wg.Wait()
 	defer cancel()
@@ -295,7 +298,10 @@ type subscriptionStream struct {
 // Send implements router.Stream. Nothing passes before the client has its one
 // acknowledgement.
 func (s *subscriptionStream) Send(ctx context.Context, msg []byte) error {
-	if isAcknowledgement(msg) {
+	switch {
+	case len(msg) == 0:
+		return nil // the client's stream is open already
+	case isAcknowledgement(msg):
 		return s.acknowledged(ctx, msg)
 	}
 	select {

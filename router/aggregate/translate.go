@@ -18,36 +18,20 @@ const (
 	metaSubscription = metaPrefix + "subscriptionId"
 )
 
-// triple returns the metadata of a modern request as raw members of _meta. info
-// is the client's Implementation or nil; level is raw JSON or nil.
-func triple(info, capabilities, level []byte) []byte {
-	out := join(entry(jsonrpc.MetaVersion, []byte(`"`+router.Version20260728+`"`)), entry(metaCapabilities, capabilities))
+// triple returns the metadata of a modern request. info is the client's
+// Implementation or nil; level is raw JSON or nil.
+func triple(info, capabilities, level []byte) []jsonrpc.Member {
+	out := []jsonrpc.Member{
+		{Key: jsonrpc.MetaVersion, Value: []byte(`"` + router.Version20260728 + `"`)},
+		{Key: metaCapabilities, Value: capabilities},
+	}
 	if info != nil {
-		out = join(out, entry(metaClientInfo, info))
+		out = append(out, jsonrpc.Member{Key: metaClientInfo, Value: info})
 	}
 	if level != nil {
-		out = join(out, entry(metaLogLevel, level))
+		out = append(out, jsonrpc.Member{Key: metaLogLevel, Value: level})
 	}
 	return out
-}
-
-// withMeta returns a request's bytes with raw members put into params._meta.
-func withMeta(raw, entries []byte) []byte {
-	e := edit(raw)
-	params := e.field(e.root(), "params")
-	meta := e.field(params, "_meta")
-	object := append(append([]byte(`"_meta":{`), entries...), '}')
-	switch {
-	case e.is(meta, '{'):
-		e.add(meta, entries)
-	case meta.some(): // null, or junk
-		e.replace(meta, object[len(`"_meta":`):])
-	case params.some():
-		e.add(params, object)
-	default:
-		e.add(e.root(), append(append([]byte(`"params":{`), object...), '}'))
-	}
-	return e.done()
 }
 
 // withoutTriple returns a modern request's bytes without the metadata that only
@@ -76,12 +60,9 @@ func cacheable(method string) bool {
 	return false
 }
 
-// modernReply turns a legacy member's response m into a modern one with the
-// given id. info is the member's serverInfo, or nil.
-func modernReply(m *jsonrpc.Message, method string, id, info []byte) *router.Reply {
-	if m.Error != nil {
-		return modernError(m, id)
-	}
+// modernResult turns a legacy member's result m into a modern one with the given
+// id. info is the member's serverInfo, or nil.
+func modernResult(m *jsonrpc.Message, method string, id, info []byte) []byte {
 	e := edit(m.Edit(jsonrpc.Edit{ID: id}))
 	result := e.field(e.root(), "result")
 	var entries []byte
@@ -104,21 +85,21 @@ func modernReply(m *jsonrpc.Message, method string, id, info []byte) *router.Rep
 		}
 	}
 	e.add(result, entries)
-	return &router.Reply{Body: e.done()}
+	return e.done()
 }
 
 // modernError likewise for an error response: the modern era has other codes
 // and statuses.
-func modernError(m *jsonrpc.Message, id []byte) *router.Reply {
+func modernError(m *jsonrpc.Message, id []byte) (body []byte, status int) {
 	e := edit(m.Edit(jsonrpc.Edit{ID: id}))
-	code, status := e.field(e.root(), "error", "code"), 0
+	code := e.field(e.root(), "error", "code")
 	switch string(e.text(code)) {
 	case "-32601":
 		status = http.StatusNotFound
 	case "-32002":
 		e.replace(code, []byte("-32602"))
 	}
-	return &router.Reply{Body: e.done(), Status: status}
+	return e.done(), status
 }
 
 // legacyCapabilities returns a legacy client's capabilities for modern
