@@ -12,13 +12,17 @@
 //
 // One client's way to the members is a caller, of which there are three:
 //
-//	legacy client  *session    member sessions opened on first need   legacy.go, session.go
-//	modern client  modern      no state                               modern.go
-//	bare request   bare        no state                               bare.go
+//	legacy client  legacyCaller  member sessions opened on first need  legacy.go, session.go
+//	modern client  modernCaller  no state                              modern.go
+//	bare request   bareCaller    no state                              bare.go
 //
 // A member that speaks only the other era is translated (translate.go): for a
-// modern client by one session of the backend's own with that member
+// modern client by a session of the backend's own with that member
 // (anonymous.go), for a legacy client by adding the modern metadata.
+//
+// What members tell outside of calls reaches a legacy client on its session's
+// stream (listen.go), a modern one on its subscription (subscribe.go; feed.go
+// for legacy members).
 package aggregate
 
 import (
