@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"ripstop/router"
@@ -49,7 +50,7 @@ func staticHeader(in http.Header, u *url.URL) (header http.Header, host string, 
 		case k == "Host":
 			host = vs[0]
 		default:
-			header[k] = append([]string(nil), vs...)
+			header[k] = slices.Clip(slices.Clone(vs)) // shared by all requests: nobody may append in place
 		}
 	}
 	if u.User != nil && header.Get("Authorization") == "" {

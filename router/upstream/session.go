@@ -193,6 +193,9 @@ func (b *Backend) initialize(ctx context.Context, req *router.Request, out route
 	c := call{req: req, body: req.Message.Raw, id: req.Message.ID, out: out}
 	reply, err := b.post(ctx, &c)
 	upstream := c.assigned
+	if err == nil && len(upstream) > maxSessionID {
+		err = router.Errorf(router.ErrBackend, "%s gives out a session id of %d bytes; the fabric keeps up to %d", b.where(), len(upstream), maxSessionID)
+	}
 	if err != nil || c.answer == nil || c.answer.Error != nil {
 		upstream = ""
 	}

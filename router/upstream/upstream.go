@@ -36,6 +36,7 @@ import (
 const (
 	maxMessage    = 17 << 20 // bytes of one message: the fabric's 16 MiB and some slack for framing
 	maxErrorText  = 1 << 10  // bytes of an error page that a client gets to see
+	maxSessionID  = 1 << 10  // bytes of an upstream's session id, which is kept
 	cancelTimeout = 2 * time.Second
 	deleteTimeout = 2 * time.Second // one DELETE of an idle session
 	closeTimeout  = 3 * time.Second // all DELETEs of Close

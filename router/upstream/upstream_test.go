@@ -243,6 +243,14 @@ func TestInitializeRefused(t *testing.T) {
 				fmt.Fprint(w, "hello")
 			}
 		},
+		"long id": func(s *server) http.HandlerFunc {
+			return func(w http.ResponseWriter, r *http.Request) {
+				id := s.open()
+				s.forget(id)
+				w.Header().Set("Mcp-Session-Id", strings.Repeat("x", 2000))
+				answer(w, r, `{}`)
+			}
+		},
 		"no response": func(s *server) http.HandlerFunc {
 			return func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Mcp-Session-Id", s.open())
