@@ -8,9 +8,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"runtime"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"ripstop/router"
 	"ripstop/router/jsonrpc"
@@ -21,6 +25,26 @@ const (
 	legacy = "2025-11-25"
 	modern = "2026-07-28"
 )
+
+// TestMain fails if goroutines are left when all is closed.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	var stacks strings.Builder
+	for deadline := time.Now().Add(5 * time.Second); code == 0; runtime.Gosched() {
+		stacks.Reset()
+		if err := pprof.Lookup("goroutine").WriteTo(&stacks, 1); err != nil {
+			panic(err)
+		}
+		if n := strings.Count(stacks.String(), "ripstop/router/upstream."); n == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			fmt.Println("goroutines left:\n", stacks.String())
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 // transports are the ways to reach a handler; the same must be true of all.
 var transports = []string{"plain", "tls", "inprocess"}

@@ -240,6 +240,9 @@ func (x *pipe) response(r *http.Request) (*http.Response, error) {
 		began, over, err, size := x.began, x.over, x.err, int64(len(x.buf))
 		x.mu.Unlock()
 		switch {
+		case x.ctx.Err() != nil: // what the handler made of that is not its answer
+			_ = (*pipeBody)(x).Close() // can't fail
+			return nil, x.cause(r)
 		case began:
 			if !over || err != nil {
 				size = -1
@@ -256,8 +259,6 @@ func (x *pipe) response(r *http.Request) (*http.Response, error) {
 		select {
 		case <-x.readable:
 		case <-x.ctx.Done():
-			_ = (*pipeBody)(x).Close() // can't fail
-			return nil, x.cause(r)
 		}
 	}
 }
@@ -292,6 +293,8 @@ func (b *pipeBody) Read(p []byte) (int, error) {
 			return n, nil
 		case gone:
 			return 0, http.ErrBodyReadAfterClose
+		case x.ctx.Err() != nil: // a handler that was cut short did not end its answer
+			return 0, context.Cause(x.ctx)
 		case over && err != nil:
 			return 0, err
 		case over:
@@ -300,7 +303,6 @@ func (b *pipeBody) Read(p []byte) (int, error) {
 		select {
 		case <-x.readable:
 		case <-x.ctx.Done():
-			return 0, context.Cause(x.ctx)
 		}
 	}
 }

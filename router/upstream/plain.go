@@ -113,7 +113,7 @@ func (t *plain) dial(ctx context.Context) (*plainConn, error) {
 		return nil, err
 	}
 	c := &plainConn{Conn: nc, t: t}
-	c.br = bufio.NewReaderSize(c, 2<<10)
+	c.br = bufio.NewReaderSize(c, 1<<10) // small, since a listening session keeps it; large reads go around it
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
 		return nil, errors.Join(errors.ErrUnsupported, nc.Close())

@@ -151,6 +151,7 @@ func (c *plainConn) receive(r *http.Request) (*http.Response, error) {
 		}
 		if resp.StatusCode >= 200 {
 			c.left = 1<<63 - 1
+			resp.Request = nil // a stream would keep it for long
 			return resp, nil
 		}
 		if resp.StatusCode == http.StatusSwitchingProtocols {

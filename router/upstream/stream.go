@@ -66,7 +66,7 @@ func (b *Backend) listen(ctx context.Context, req *router.Request, out router.St
 		resp.Body.Close()
 		return nil, fmt.Errorf("pass a stream on: %w", err)
 	}
-	s := newSSE(resp.Body, make([]byte, 1<<10)) // small: it is held while nothing happens
+	s := newSSE(resp.Body, make([]byte, 512)) // small: it is held while nothing happens
 	for {
 		err := b.events(ctx, &c, s)
 		resp.Body.Close()
