@@ -221,6 +221,20 @@ func (c *client) listen(ctx context.Context, out router.Stream) *pending {
 	return p
 }
 
+// attach listens, and returns when the listener is attached. No request of the
+// client may be in flight.
+func (c *client) attach(t testing.TB, ctx context.Context, out *stream) *pending {
+	t.Helper()
+	p := c.listen(ctx, out)
+	if _, err := c.serve(ctx, `{"jsonrpc":"2.0","method":"notifications/later","params":{}}`, nil); err != nil {
+		t.Fatal(err)
+	}
+	if m := out.next(t); m.Method != "notifications/message" {
+		t.Fatalf("the session's stream got %+v", m)
+	}
+	return p
+}
+
 func (c *client) end(t testing.TB) {
 	t.Helper()
 	reply, err := c.b.Serve(context.Background(), &router.Request{Op: router.OpEnd, Session: c.session}, nil)

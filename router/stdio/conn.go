@@ -22,7 +22,7 @@ type owner interface {
 	notified(c *conn, m *jsonrpc.Message)  // a notification without a request it belongs to
 	asked(c *conn, m *jsonrpc.Message)     // a request to the client
 	withdrawn(c *conn, m *jsonrpc.Message) // the child cancels such a request
-	exited(c *conn, e *exit)               // the child is gone; its calls were told
+	exited(c *conn, e *exit)               // the child is gone
 }
 
 // conn is JSON-RPC over one child. It gives every request an id of its own, so

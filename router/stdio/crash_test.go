@@ -180,6 +180,9 @@ func TestJunk(t *testing.T) {
 	wantError(t, err, router.ErrBackend, "not valid", "invalid UTF-8")
 	c.mustText("noisy", "")
 	eventually(t, deadline, "stderr is logged", func() bool { return strings.Contains(log.String(), "short line") })
+	if !strings.Contains(log.String(), "middle line") {
+		t.Error("the log lacks the line after an overlong one")
+	}
 	for line := range strings.Lines(log.String()) {
 		if len(line) > 5000 {
 			t.Fatalf("a line of %d bytes is in the log", len(line))
@@ -261,6 +264,27 @@ func TestClosedPipes(t *testing.T) {
 			t.Errorf("after %s: %q, %v; want a new child", tool, got, err)
 		}
 		eventually(t, deadline, "the old child is gone", func() bool { return gone(pid) })
+	}
+}
+
+func TestCloseWhileStarting(t *testing.T) {
+	t.Parallel()
+	b, log := start(t, fakeOptions(quirks{InitHang: true}))
+	errs := make(chan error, 3)
+	go func() { _, err := b.Probe(context.Background()); errs <- err }()
+	go func() {
+		_, err := once(context.Background(), b, router.EraBare, toolCall("1", "echo", "{}"), nil)
+		errs <- err
+	}()
+	go func() { _, err := dial(b); errs <- err }()
+	eventually(t, deadline, "both children run", func() bool { return strings.Count(log.String(), "server process started") == 2 })
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	for range 3 {
+		if err := <-errs; !errors.Is(err, router.ErrUnavailable) && !errors.Is(err, router.ErrBackend) {
+			t.Errorf("error %v, want unavailable", err)
+		}
 	}
 }
 

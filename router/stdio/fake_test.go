@@ -266,6 +266,13 @@ func (f *fake) call(m rpc) {
 	case "changed":
 		f.changed(a.URI)
 		f.text(m.ID, "told")
+	case "endlistens":
+		f.mu.Lock()
+		for id := range f.listens {
+			f.reply(json.RawMessage(id), `{"resultType":"complete","_meta":{"io.modelcontextprotocol/subscriptionId":`+id+`}}`)
+		}
+		f.mu.Unlock()
+		f.text(m.ID, "ended")
 	case "wait", "stubborn": // until cancelled
 		c := make(chan struct{})
 		f.mu.Lock()
@@ -339,7 +346,7 @@ func (f *fake) nasty(m rpc, p callParams) bool {
 	case "closestdout":
 		os.Stdout.Close()
 	case "noisy":
-		fmt.Fprintln(os.Stderr, strings.Repeat("long line ", 10000))
+		fmt.Fprint(os.Stderr, strings.Repeat("long line ", 10000)+"\n"+strings.Repeat("less long ", 1000)+"\nmiddle line\n")
 		fmt.Fprintln(os.Stderr, "short line")
 		f.text(m.ID, "ok")
 	case "spawn", "orphan":

@@ -181,6 +181,26 @@ func TestSubscriptionsListen(t *testing.T) {
 	})
 }
 
+func TestSubscriptionEnds(t *testing.T) {
+	t.Parallel()
+	b, _ := start(t, fakeOptions(quirks{Modern: true}))
+	out := newStream()
+	replies := make(chan *router.Reply, 1)
+	go func() {
+		reply, err := once(t.Context(), b, router.EraModern, `{"jsonrpc":"2.0","id":"sub","method":"subscriptions/listen","params":{"notifications":{},`+modernMeta+`}}`, out)
+		if err != nil {
+			t.Errorf("listen: %v", err)
+		}
+		replies <- reply
+	}()
+	out.next(t)
+	onceText(t, b, router.EraModern, modernCall("1", "endlistens", "{}"))
+	want := `{"jsonrpc":"2.0","id":"sub","result":{"_meta":{"io.modelcontextprotocol/subscriptionId":"sub"},"resultType":"complete"}}`
+	if reply := <-replies; reply != nil && string(reply.Body) != want {
+		t.Errorf("the end of the subscription is %s\nwant %s", reply.Body, want)
+	}
+}
+
 func TestKeptChildCrashes(t *testing.T) {
 	t.Parallel()
 	for _, q := range []quirks{{}, {Modern: true}} {

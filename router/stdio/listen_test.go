@@ -16,15 +16,12 @@ func TestListen(t *testing.T) {
 	c := mustDial(t, b)
 	own := newStream()
 	ctx, cancel := context.WithCancel(t.Context())
-	listen := c.listen(ctx, own)
-	// Until the listener is attached a change goes to the request in flight.
-	eventually(t, deadline, "list_changed goes to the session's stream", func() bool {
-		out := newStream()
-		if _, err := c.serve(t.Context(), toolCall("1", "changed", `{}`), out); err != nil {
-			t.Fatal(err)
-		}
-		return len(out.msgs) == 0
-	})
+	listen := c.attach(t, ctx, own)
+	changed := newStream()
+	if _, err := c.serve(t.Context(), toolCall("1", "changed", `{}`), changed); err != nil {
+		t.Fatal(err)
+	}
+	changed.empty(t)
 	if m := own.next(t); m.Method != "notifications/tools/list_changed" {
 		t.Errorf("own stream got %+v", m)
 	}

@@ -1,18 +1,3 @@
-// Package stdio runs an MCP server as a child process that speaks
-// newline-delimited JSON-RPC on its standard input and output (MCP, transports,
-// "stdio"), and offers it as a [router.Backend].
-//
-// A legacy session has a child of its own, and with it a state of its own,
-// unless Options.Shared. Requests without a session, of the modern era or bare,
-// go to one kept child. The layers, from the bottom:
-//
-//	process.go   one child: pipes, process group, end; guard.go outlives kill -9
-//	conn.go      JSON-RPC over one child: ids rewritten, answers matched
-//	call.go      one request in flight, and the messages that belong to it
-//	link.go      a child that is started again when it died, with backoff
-//	session.go   a legacy session: what to replay, its own stream, its child's questions
-//	kept.go      the child without a session, or of all sessions
-//	backend.go   which of them a request goes to
 package stdio
 
 import (

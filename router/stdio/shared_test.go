@@ -54,6 +54,14 @@ func TestSharedQuestions(t *testing.T) {
 	if got := mute.mustText("ask", ""); !strings.Contains(got, "-32601") {
 		t.Errorf("a client without elicitation was asked: %s", got)
 	}
+	withdrawn := newStream()
+	if _, err := one.serve(t.Context(), toolCall("1", "withdraw", `{}`), withdrawn); err != nil {
+		t.Fatal(err)
+	}
+	q, w := withdrawn.next(t), withdrawn.next(t)
+	if w.Method != "notifications/cancelled" || string(w.Params) != `{"requestId":`+string(q.ID)+`}` {
+		t.Errorf("got %s %s after question %s, want it cancelled", w.Method, w.Params, q.ID)
+	}
 	outs := []*stream{newStream(), newStream()}
 	var waits []*pending
 	var ids []string
