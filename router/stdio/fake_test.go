@@ -129,6 +129,9 @@ func (f *fake) receive(m rpc) {
 	case m.Method == "tools/call" && strings.Contains(string(m.Params), `"closestdin"`):
 		os.Stdin.Close() // here, where nobody reads it
 		f.text(m.ID, "closed")
+	case m.Method == "tools/call" && strings.Contains(string(m.Params), `"deaf"`):
+		f.text(m.ID, "bye")
+		select {} // reads nothing any more
 	case m.Method == "tools/call":
 		go f.call(m)
 	default:
@@ -340,9 +343,6 @@ func (f *fake) nasty(m rpc, p callParams) bool {
 		f.write(`[{"jsonrpc":"2.0","id":` + string(m.ID) + `,"result":{"content":[{"type":"text","text":"after junk"}]}}]`)
 	case "invalid":
 		f.write(`{"jsonrpc":"2.0","id":` + string(m.ID) + `,"result":{"text":"` + "\xff" + `"}}`)
-	case "deaf": // reads nothing any more
-		f.text(m.ID, "bye")
-		f.mu.Lock()
 	case "closestdout":
 		os.Stdout.Close()
 	case "noisy":

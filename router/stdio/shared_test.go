@@ -31,6 +31,10 @@ func TestShared(t *testing.T) {
 	if body := string(two.reply.Body); !strings.Contains(body, `"protocolVersion":"2025-06-18"`) || !strings.Contains(body, `"name":"fake"`) || !strings.Contains(body, `"id":"init"`) {
 		t.Errorf("initialize = %s, want the server's result in the version asked for", body)
 	}
+	bare := &client{b: b}
+	if reply, err := bare.serve(t.Context(), `{"jsonrpc":"2.0","id":1,"method":"initialize"}`, nil); err != nil || !strings.Contains(string(reply.Body), `"protocolVersion":"2025-11-25"`) {
+		t.Errorf("initialize without params = %+v, %v", reply, err)
+	}
 	if got := one.mustText("history", ""); strings.Count(got, "initialize") != 2 { // and notifications/initialized
 		t.Errorf("server saw %s, want one handshake", got)
 	}
