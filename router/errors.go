@@ -36,6 +36,7 @@ type Error struct {
 	Status int // HTTP status
 	Text   string
 	Data   json.RawMessage // nil = none
+	Stream bool            // as in [Reply]: the backend had begun an event stream
 }
 
 func (e *Error) Error() string { return e.Text }
@@ -88,5 +89,5 @@ func ErrorReply(id []byte, err error) *Reply {
 	default:
 		e = &Error{Code: jsonrpc.CodeInternal, Status: http.StatusInternalServerError, Text: err.Error()}
 	}
-	return &Reply{Body: jsonrpc.NewError(id, e.Code, e.Text, e.Data), Status: e.Status}
+	return &Reply{Body: jsonrpc.NewError(id, e.Code, e.Text, e.Data), Status: e.Status, Stream: e.Stream}
 }

@@ -27,18 +27,29 @@ func (b *Backend) stream(ctx context.Context, c *call, resp *http.Response) (*ro
 		err := b.events(ctx, c, s)
 		if err == nil {
 			settle(resp.Body)
-			return &router.Reply{Body: c.answer.Raw, Status: http.StatusOK}, nil
+			return &router.Reply{Body: c.answer.Raw, Status: http.StatusOK, Stream: true}, nil
 		}
 		resp.Body.Close()
 		var ended *endedError
 		if !errors.As(err, &ended) || ctx.Err() != nil {
-			return nil, b.failed(ctx, c, nil, err)
+			return nil, begun(b.failed(ctx, c, nil, err))
 		}
 		if resp = b.resume(ctx, c, s); resp == nil {
-			return nil, b.failed(ctx, c, nil, err)
+			return nil, begun(b.failed(ctx, c, nil, err))
 		}
 		s.restart(resp.Body)
 	}
+}
+
+// begun marks an error that comes after the server began its event stream.
+func begun(err error) error {
+	var known *router.Error
+	if !errors.As(err, &known) {
+		return err
+	}
+	e := *known
+	e.Stream = true
+	return &e
 }
 
 // listen serves OpListen: the stream of the session itself.
