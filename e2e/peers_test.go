@@ -121,7 +121,7 @@ func TestEverythingOverStdio(t *testing.T) {
 	if a.ID() == b.ID() {
 		t.Fatalf("both clients have session %s", a.ID())
 	}
-	call := func(s *mcp.ClientSession, tool string, args map[string]any) string {
+	call := func(s *mcp.ClientSession, tool string, args any) string {
 		r, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: tool, Arguments: args})
 		if err != nil {
 			t.Fatalf("%s: %v", tool, err)
