@@ -97,12 +97,35 @@ const benchInit = `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"prot
 
 func openHTTP(ctx context.Context, url string) (caller, error) {
 	c := &httpCaller{client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4, DisableCompression: true}}, url: url}
+	return c, c.open(ctx)
+}
+
+func (c *httpCaller) open(ctx context.Context) error {
 	for _, body := range []string{benchInit, `{"jsonrpc":"2.0","method":"notifications/initialized"}`} {
 		if _, err := c.post(ctx, []byte(body)); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return c, nil
+	return nil
+}
+
+// listen opens the session's GET stream, which ends with ctx.
+func (c *httpCaller) listen(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Mcp-Session-Id", c.session)
+	resp, err := c.client.Do(req)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return fmt.Errorf("GET %s: %s", c.url, resp.Status)
+	}
+	return nil // left open: ctx closes it
 }
 
 func (c *httpCaller) post(ctx context.Context, body []byte) ([]byte, error) {

@@ -17,66 +17,89 @@ import (
 // SessionsRow is the result of `bench sessions`, as -o json prints it.
 type SessionsRow struct {
 	Sessions     int     `json:"sessions"`
+	Streams      bool    `json:"streams"` // each holds its GET stream open
 	OpenPerSec   float64 `json:"opened_per_second"`
-	HeapPerBytes float64 `json:"heap_bytes_per_session"`
+	LivePerBytes float64 `json:"live_bytes_per_session"` // heap and stacks in use
 	RSSPerBytes  float64 `json:"resident_bytes_per_session"`
 }
 
 func newBenchSessionsCommand() *cobra.Command {
-	var count int
+	var count, streams int
 	cmd := &cobra.Command{
 		Use:   "sessions",
 		Short: "Measure what an idle session costs a node",
 		Long: `Open many legacy sessions through a node with a server that it attaches, leave
-them idle, and divide what the node's memory grew by, after garbage collections.
-The server runs in another process, so its own memory is not counted.`,
+them idle, and divide what the node's memory grew by, after garbage collections:
+once without a connection, once with each client holding its GET stream open, as
+most clients do. The node then holds two connections a session, the client's and
+its own to the server. The server runs in another process, so its own memory is
+not counted.`,
 		Example: `  ripstop bench sessions
-  ripstop bench sessions --count 50000 -o json`,
+  ripstop bench sessions --count 50000 --streams 0 -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if count < 1000 {
-				return usageError(fmt.Errorf("--count %d: fewer than 1000 sessions say nothing", count))
+			if count < 1000 || streams != 0 && streams < 1000 {
+				return usageError(fmt.Errorf("--count %d --streams %d: fewer than 1000 sessions say nothing", count, streams))
 			}
-			return runBenchSessions(cmd, count)
+			return runBenchSessions(cmd, count, streams)
 		},
 	}
-	cmd.Flags().IntVar(&count, "count", 20000, "sessions to open")
+	cmd.Flags().IntVar(&count, "count", 20000, "sessions to open without a stream")
+	cmd.Flags().IntVar(&streams, "streams", 4000, "sessions to open with a stream, which needs as many file descriptors thrice; 0 for none")
 	return cmd
 }
 
-func runBenchSessions(cmd *cobra.Command, count int) error {
+func runBenchSessions(cmd *cobra.Command, count, streams int) error {
 	ctx := cmd.Context()
 	lab, err := openBenchLab(ctx)
 	if err != nil {
 		return fmt.Errorf("bench: %w", err)
 	}
 	defer lab.close()
-	url := lab.httpURL + "/mcp/" + benchBareNode
-	if err := openSessions(ctx, url, 1000); err != nil { // what is paid once
+	if err := openSessions(ctx, lab.httpURL+"/mcp/"+benchBareNode, 1000, false); err != nil { // what is paid once
 		return fmt.Errorf("bench: %w", err)
 	}
-	heap, rss, err := settledMemory(ctx, lab.httpURL)
+	var rows []SessionsRow
+	var table [][]string
+	for _, n := range []int{count, streams} {
+		if n == 0 {
+			continue
+		}
+		row, err := lab.measureSessions(ctx, n, len(rows) > 0)
+		if err != nil {
+			return fmt.Errorf("bench: %w", err)
+		}
+		rows = append(rows, row)
+		table = append(table, []string{fmt.Sprint(n), fmt.Sprint(row.Streams), fmt.Sprintf("%.0f", row.OpenPerSec),
+			fmt.Sprintf("%.0f", row.LivePerBytes), fmt.Sprintf("%.0f", row.RSSPerBytes)})
+	}
+	return printRows(cmd, []string{"SESSIONS", "STREAMS", "OPENED/S", "LIVE B/SESSION", "RESIDENT B/SESSION"}, table, rows)
+}
+
+// measureSessions opens n sessions and says what they cost the node.
+func (l *benchLab) measureSessions(ctx context.Context, n int, streams bool) (SessionsRow, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the streams
+	live, rss, err := settledMemory(ctx, l.httpURL)
 	if err != nil {
-		return fmt.Errorf("bench: %w", err)
+		return SessionsRow{}, err
 	}
 	begin := time.Now()
-	if err := openSessions(ctx, url, count); err != nil {
-		return fmt.Errorf("bench: %w", err)
+	if err := openSessions(ctx, l.httpURL+"/mcp/"+benchBareNode, n, streams); err != nil {
+		return SessionsRow{}, err
 	}
 	took := time.Since(begin).Seconds()
-	heap2, rss2, err := settledMemory(ctx, lab.httpURL)
+	live2, rss2, err := settledMemory(ctx, l.httpURL)
 	if err != nil {
-		return fmt.Errorf("bench: %w", err)
+		return SessionsRow{}, err
 	}
-	n := float64(count)
-	row := SessionsRow{Sessions: count, OpenPerSec: n / took, HeapPerBytes: (heap2 - heap) / n, RSSPerBytes: (rss2 - rss) / n}
-	return printRows(cmd, []string{"SESSIONS", "OPENED/S", "HEAP B/SESSION", "RESIDENT B/SESSION"},
-		[][]string{{fmt.Sprint(count), fmt.Sprintf("%.0f", row.OpenPerSec), fmt.Sprintf("%.0f", row.HeapPerBytes), fmt.Sprintf("%.0f", row.RSSPerBytes)}}, row)
+	each := func(grown float64) float64 { return grown / float64(n) }
+	return SessionsRow{Sessions: n, Streams: streams, OpenPerSec: float64(n) / took, LivePerBytes: each(live2 - live), RSSPerBytes: each(rss2 - rss)}, nil
 }
 
 // openSessions opens count sessions, from a few clients at once, and leaves
-// them open.
-func openSessions(ctx context.Context, url string, count int) error {
+// them open. Their streams, if they have any, end with ctx.
+func openSessions(ctx context.Context, url string, count int, streams bool) error {
 	const clients = 8
 	var wg sync.WaitGroup
 	errs := make([]error, clients)
@@ -90,11 +113,11 @@ func openSessions(ctx context.Context, url string, count int) error {
 			defer client.CloseIdleConnections()
 			for range share {
 				c := &httpCaller{client: client, url: url}
-				for _, body := range []string{benchInit, `{"jsonrpc":"2.0","method":"notifications/initialized"}`} {
-					if _, err := c.post(ctx, []byte(body)); err != nil {
-						errs[i] = err
-						return
-					}
+				if errs[i] = c.open(ctx); errs[i] == nil && streams {
+					errs[i] = c.listen(ctx)
+				}
+				if errs[i] != nil {
+					return
 				}
 			}
 		})
@@ -103,33 +126,45 @@ func openSessions(ctx context.Context, url string, count int) error {
 	return errors.Join(errs...)
 }
 
+// memoryMetrics are what the node says of itself: garbage collections, heap and
+// stacks in use, resident memory.
 var memoryMetrics = []*regexp.Regexp{
+	regexp.MustCompile(`(?m)^go_gc_duration_seconds_count (\S+)$`),
 	regexp.MustCompile(`(?m)^go_memstats_heap_inuse_bytes (\S+)$`),
+	regexp.MustCompile(`(?m)^go_memstats_stack_inuse_bytes (\S+)$`),
 	regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)$`),
 }
 
-// settledMemory returns the node's heap in use and resident memory, in bytes,
-// the least of a few seconds: what a garbage collection leaves. The runtime
-// collects at least every two minutes, and more often as we ask for metrics.
-func settledMemory(ctx context.Context, node string) (heap, rss float64, err error) {
-	for range 30 {
-		values, err := readMetrics(ctx, node)
+// settledMemory returns the node's live and resident memory, in bytes, just
+// after garbage collections, which calls on one session bring about.
+func settledMemory(ctx context.Context, node string) (live, rss float64, err error) {
+	c, err := openHTTP(ctx, node+"/mcp/"+benchBareNode)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.close()
+	first := -1.0
+	for range 10_000 {
+		for range 100 {
+			if err := c.call(ctx); err != nil {
+				return 0, 0, err
+			}
+		}
+		v, err := readMetrics(ctx, node)
 		if err != nil {
 			return 0, 0, err
 		}
-		if heap == 0 || values[0] < heap {
-			heap = values[0]
+		if first < 0 {
+			first = v[0]
 		}
-		if rss == 0 || values[1] < rss {
-			rss = values[1]
+		if sum := v[1] + v[2]; live == 0 || sum < live {
+			live, rss = sum, v[3]
 		}
-		select {
-		case <-ctx.Done():
-			return 0, 0, ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+		if v[0] >= first+3 {
+			return live, rss, nil
 		}
 	}
-	return heap, rss, nil
+	return 0, 0, errors.New("the node did not collect garbage in a million calls")
 }
 
 func readMetrics(ctx context.Context, node string) ([]float64, error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,7 @@ type Agent struct {
 	subs       []*nats.Subscription
 	stats      stats
 	table      table // calls that came over NATS
+	workers    workers
 	inFlight   atomic.Int64
 	draining   atomic.Bool
 	registered chan struct{} // closed after the first registration
@@ -83,6 +85,7 @@ func Attach(opts Options) (*Agent, error) {
 		log:        opts.Logger.With("server", opts.Server, "instance", opts.Instance),
 		reg:        kv.RegistryClient{Conn: opts.Conn},
 		registered: make(chan struct{}),
+		workers:    workers{next: make(chan *nats.Msg)},
 		again:      make(chan struct{}, 1),
 	}
 	a.ctx, a.cancel = context.WithCancel(context.Background())
@@ -149,30 +152,29 @@ func (a *Agent) Serve(ctx context.Context, req *router.Request, out router.Strea
 
 func (a *Agent) serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
 	if req.Op == router.OpListen { // bounded by sessions, and idle
-		return a.opts.Backend.Serve(ctx, req, out)
+		return a.backend(ctx, req, out)
 	}
-	if n := a.inFlight.Add(1); n > int64(a.opts.MaxInFlight) {
-		a.inFlight.Add(-1)
+	n := a.inFlight.Add(1)
+	defer a.inFlight.Add(-1)
+	if n > int64(a.opts.MaxInFlight) {
 		return nil, router.Errorf(router.ErrOverloaded, "instance %s of %s has %d calls in flight, its limit; nothing was executed", a.opts.Instance, a.opts.Server, a.opts.MaxInFlight)
 	}
 	start := time.Now()
-	reply, err := a.opts.Backend.Serve(ctx, req, out)
-	a.inFlight.Add(-1)
+	reply, err := a.backend(ctx, req, out)
 	a.stats.add(req, time.Since(start), err)
 	return reply, err
 }
 
-// onRequest takes a request off the subscription; its work is a goroutine.
-func (a *Agent) onRequest(msg *nats.Msg) {
-	if msg.Reply == "" {
-		a.log.Debug("request without a reply subject ignored", "subject", msg.Subject)
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.stopped {
-		a.wg.Go(func() { a.answer(msg) })
-	}
+// backend calls the backend. A panic of a server in process fails the call it
+// happened in, not every session of the process.
+func (a *Agent) backend(ctx context.Context, req *router.Request, out router.Stream) (reply *router.Reply, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.log.Error("server panicked", "method", req.Method(), "panic", p, "stack", string(debug.Stack()))
+			reply, err = nil, router.Errorf(router.ErrOutcomeUnknown, "instance %s of %s panicked while it worked on this call; it may have been executed", a.opts.Instance, a.opts.Server)
+		}
+	}()
+	return a.opts.Backend.Serve(ctx, req, out)
 }
 
 func (a *Agent) answer(msg *nats.Msg) {
