@@ -8,7 +8,12 @@ import (
 )
 
 func newConfigCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Show and check a node's configuration"}
+	cmd := &cobra.Command{
+		Use: "config", Short: "Show and check a node's configuration",
+		Long: `Show and check what "ripstop start" would run with: flags, RIPSTOP_* in the
+environment, ripstop.yaml and defaults, in this order.`,
+		Example: "  ripstop config show",
+	}
 	show := &cobra.Command{
 		Use:   "show",
 		Short: "Print the effective configuration and where each value came from",
