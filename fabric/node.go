@@ -193,6 +193,12 @@ func (n *Node) ClientURL() string { return n.url }
 // Conn is the node's own connection.
 func (n *Node) Conn() *nats.Conn { return n.conn }
 
+// Fabric is the connection for buckets and for control traffic between nodes.
+func (n *Node) Fabric() *nats.Conn { return n.conn }
+
+// MCP is the connection on which the node meets agents and NATS clients.
+func (n *Node) MCP() *nats.Conn { return n.conn }
+
 // Connect makes another connection to the node's server, in process.
 func (n *Node) Connect(name string, opts ...nats.Option) (*nats.Conn, error) {
 	return n.connectAs("local", name, n.user.local, opts...)

@@ -298,7 +298,7 @@ func (n *node) wait(ctx context.Context) error {
 func (n *node) close(ctx context.Context) error {
 	var errs []error
 	if n.edge != nil {
-		n.edge.Shutdown(ctx)
+		errs = append(errs, n.edge.Shutdown(ctx))
 	}
 	if n.http != nil {
 		if err := n.http.Shutdown(ctx); err != nil {
