@@ -35,7 +35,12 @@ func TestFirstSteps(t *testing.T) {
 	if err != nil || !strings.Contains(string(msg.Data), `"text":"hi"`) {
 		t.Fatalf("plain NATS request: %v, %v", msg, err)
 	}
-	js, err := jetstream.New(nc)
+	operator, err := nats.Connect(n.nats, nats.UserInfo("operator", "operator"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer operator.Close()
+	js, err := jetstream.New(operator)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,15 +16,18 @@ import (
 // identity is what a data directory remembers of its node. It is kept outside
 // JetStream, so that it can be read before a server runs.
 type identity struct {
-	Name    string    `json:"name"`    // NATS server name
-	Mode    string    `json:"mode"`    // "standalone"; a store is never opened in another mode
-	Created time.Time `json:"created"` // first start
+	Name        string    `json:"name"`             // NATS server name
+	Mode        string    `json:"mode"`             // "standalone" or "clustered"; a store is never opened in the other
+	Region      string    `json:"region,omitempty"` // "" = DefaultRegion
+	Incarnation uint64    `json:"incarnation"`      // counts the starts
+	Created     time.Time `json:"created"`          // first start
 }
 
 const (
 	identityFile = "node.json"
 	lockFile     = "lock"
 	standalone   = "standalone"
+	clustered    = "clustered"
 )
 
 // dataDir is a node's directory, locked against a second node.
@@ -35,8 +38,8 @@ type dataDir struct {
 }
 
 // openDataDir creates and locks the directory at path and reads, or makes, its
-// identity. name, if given, must be the one kept there.
-func openDataDir(path, name string) (*dataDir, error) {
+// identity. What want says must be what is kept there; its name may be empty.
+func openDataDir(path string, want identity) (*dataDir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", path, err)
@@ -53,7 +56,7 @@ func openDataDir(path, name string) (*dataDir, error) {
 		return nil, errors.Join(fmt.Errorf("data directory %s is in use by another node%s; stop it, or choose another with --data-dir", abs, holder), lock.Close())
 	}
 	d := &dataDir{path: abs, lock: lock}
-	if err := d.load(name); err != nil {
+	if err := d.load(want); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	writeHolder(lock)
@@ -77,32 +80,57 @@ func writeHolder(f *os.File) {
 	}
 }
 
-func (d *dataDir) load(name string) error {
+func (d *dataDir) load(want identity) error {
 	path := filepath.Join(d.path, identityFile)
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return d.create(path, name)
+		return d.create(path, want)
 	case err != nil:
 		return fmt.Errorf("read node identity: %w", err)
 	}
 	if err := json.Unmarshal(data, &d.identity); err != nil || d.identity.Name == "" {
 		return fmt.Errorf("node identity %s is damaged (%v); restore it, or move %s away to start anew", path, err, d.path)
 	}
-	if d.identity.Mode != standalone {
-		return fmt.Errorf("data directory %s belongs to a %s node; a standalone one would delete its data; choose another with --data-dir", d.path, d.identity.Mode)
+	if d.identity.Region == "" {
+		d.identity.Region = DefaultRegion
 	}
-	if name != "" && name != d.identity.Name {
-		return fmt.Errorf("data directory %s belongs to node %q, not %q; start it as --name %s, or choose another with --data-dir", d.path, d.identity.Name, name, d.identity.Name)
+	if err := d.matches(want); err != nil {
+		return err
+	}
+	d.identity.Incarnation++
+	return d.save(path)
+}
+
+// matches refuses a start that would make nats-server delete or ignore data.
+func (d *dataDir) matches(want identity) error {
+	have := d.identity
+	switch {
+	case have.Mode == standalone && want.Mode == clustered:
+		return fmt.Errorf("data directory %s belongs to a node on its own; opened as a cluster's, its data would be deleted. Start it without --cluster-addr, run `ripstop admin export FILE`, and `ripstop admin import FILE` into the cluster; or choose another directory with --data-dir", d.path)
+	case have.Mode == clustered && want.Mode == standalone:
+		return fmt.Errorf("data directory %s belongs to a clustered node; on its own it could not read its data. Start it with --cluster-addr and --peers, or choose another directory with --data-dir", d.path)
+	case have.Mode != want.Mode:
+		return fmt.Errorf("data directory %s belongs to a %q node, which this version does not know; choose another with --data-dir", d.path, have.Mode)
+	case want.Name != "" && want.Name != have.Name:
+		return fmt.Errorf("data directory %s belongs to node %q, not %q; start it as --name %s, or choose another with --data-dir", d.path, have.Name, want.Name, have.Name)
+	case want.Region != have.Region:
+		return fmt.Errorf("data directory %s belongs to region %q, not %q; start it with --region %s, or choose another with --data-dir", d.path, have.Region, want.Region, have.Region)
 	}
 	return nil
 }
 
-func (d *dataDir) create(path, name string) error {
-	if name == "" {
-		name = "node-" + strings.ToLower(rand.Text()[:6])
+func (d *dataDir) create(path string, want identity) error {
+	if want.Name == "" {
+		want.Name = "node-" + strings.ToLower(rand.Text()[:6])
 	}
-	d.identity = identity{Name: name, Mode: standalone, Created: time.Now().UTC().Truncate(time.Second)}
+	d.identity = want
+	d.identity.Incarnation = 1
+	d.identity.Created = time.Now().UTC().Truncate(time.Second)
+	return d.save(path)
+}
+
+func (d *dataDir) save(path string) error {
 	data, err := json.MarshalIndent(d.identity, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write node identity: %w", err)

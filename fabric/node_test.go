@@ -43,7 +43,7 @@ func open(t testing.TB, opts fabric.Options) *fabric.Node {
 func TestStoreSurvivesRestart(t *testing.T) {
 	dir := t.TempDir()
 	put := func(n *fabric.Node) {
-		js, err := jetstream.New(n.Conn())
+		js, err := jetstream.New(n.Fabric())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestStoreSurvivesRestart(t *testing.T) {
 	if again.Name() != name {
 		t.Errorf("name = %q after restart, was %q", again.Name(), name)
 	}
-	js, _ := jetstream.New(again.Conn())
+	js, _ := jetstream.New(again.Fabric())
 	kv, err := js.KeyValue(t.Context(), "b")
 	if err != nil {
 		t.Fatal(err)
@@ -92,8 +92,8 @@ func TestOpenRefuses(t *testing.T) {
 	clustered := t.TempDir()
 	for path, text := range map[string]string{
 		filepath.Join(damaged, "node.json"):   "{",
-		filepath.Join(named, "node.json"):     `{"name":"a","mode":"standalone"}`,
-		filepath.Join(clustered, "node.json"): `{"name":"a","mode":"clustered"}`,
+		filepath.Join(named, "node.json"):     `{"name":"a","mode":"standalone","region":"local"}`,
+		filepath.Join(clustered, "node.json"): `{"name":"a","mode":"clustered","region":"local"}`,
 		file:                                  "x",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -147,7 +147,7 @@ func TestSecondNodeOnOneDirectoryRefused(t *testing.T) {
 }
 
 func TestTokenIsDemanded(t *testing.T) {
-	n := open(t, fabric.Options{Token: "s3cret"})
+	n := open(t, fabric.Options{Tokens: fabric.Tokens{Client: "s3cret"}})
 	if nc, err := nats.Connect(n.ClientURL()); err == nil {
 		nc.Close()
 		t.Error("connected without a token")

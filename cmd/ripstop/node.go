@@ -97,14 +97,14 @@ func ignoreClosed(err error) error {
 func (n *node) open(ctx context.Context, l net.Listener) error {
 	s := n.settings
 	var err error
-	n.fabric, err = fabric.Open(ctx, fabric.Options{Name: s.Name, Addr: s.NATSAddr, DataDir: s.DataDir, Token: s.Token, Logger: n.log})
+	n.fabric, err = fabric.Open(ctx, fabric.Options{Name: s.Name, Addr: s.NATSAddr, DataDir: s.DataDir, Tokens: fabric.Tokens{Client: s.Token}, Logger: n.log})
 	if err != nil {
 		return err
 	}
 	if err := n.openRegistry(ctx); err != nil {
 		return err
 	}
-	if n.client, err = wire.NewClient(n.fabric.Conn()); err != nil {
+	if n.client, err = wire.NewClient(n.fabric.MCP()); err != nil {
 		return fmt.Errorf("start router: %w", err)
 	}
 	n.router = router.NewRouter(n.registry, n.client)
@@ -122,7 +122,7 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 }
 
 func (n *node) openRegistry(ctx context.Context) error {
-	js, err := jetstream.New(n.fabric.Conn())
+	js, err := jetstream.New(n.fabric.Fabric())
 	if err != nil {
 		return fmt.Errorf("open registry: %w", err)
 	}
@@ -130,7 +130,7 @@ func (n *node) openRegistry(ctx context.Context) error {
 		return err
 	}
 	open := func(c kv.Conn) bool { return n.fabric.Connected(c.ServerID, c.ClientID) }
-	if n.registrar, err = kv.NewRegistrar(ctx, n.fabric.Conn(), n.registry, n.fabric.Name(), open, n.log); err != nil {
+	if n.registrar, err = kv.NewRegistrar(ctx, n.fabric.MCP(), n.registry, n.fabric.Name(), open, n.log); err != nil {
 		return err
 	}
 	n.wg.Go(n.sweep)

@@ -235,6 +235,10 @@ func readToken(path string) (string, error) {
 	if len(token) < 16 {
 		return "", fmt.Errorf("%s holds %d characters; a token has at least 16 (`openssl rand -hex 32 > %s` makes one)", path, len(token), path)
 	}
+	// nats-server takes a password that begins like this for a bcrypt hash.
+	if strings.HasPrefix(token, "$2") || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("%s: a token is printable ASCII without spaces, and does not begin with $2 (`openssl rand -hex 32 > %s` makes one)", path, path)
+	}
 	return token, nil
 }
 

@@ -37,7 +37,7 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
-	js, err := jetstream.New(n.Conn())
+	js, err := jetstream.New(n.Fabric())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func newLab(t testing.TB) *lab {
 	}
 	t.Cleanup(func() { reg.Close() })
 	open := func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }
-	r, err := kv.NewRegistrar(t.Context(), n.Conn(), reg, n.Name(), open, quiet())
+	r, err := kv.NewRegistrar(t.Context(), n.MCP(), reg, n.Name(), open, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,12 +357,12 @@ func TestRunSurvivesTheNode(t *testing.T) {
 		return n
 	}
 	serveRegistry := func(n *fabric.Node) *kv.Registry {
-		js, _ := jetstream.New(n.Conn())
+		js, _ := jetstream.New(n.Fabric())
 		reg, err := kv.OpenRegistry(t.Context(), js, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := kv.NewRegistrar(t.Context(), n.Conn(), reg, n.Name(), func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }, quiet()); err != nil {
+		if _, err := kv.NewRegistrar(t.Context(), n.MCP(), reg, n.Name(), func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }, quiet()); err != nil {
 			t.Fatal(err)
 		}
 		return reg

@@ -1,0 +1,164 @@
+package fabric
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// Accounts of the embedded server. Buckets and control traffic between nodes
+// are in an account that no MCP client or agent has a user of, so that nothing
+// can be written behind a node's back.
+const (
+	accountSystem = "SYS"
+	accountFabric = "FABRIC"
+	accountMCP    = "MCP"
+)
+
+// Users of the node itself, with passwords made anew at every start.
+const (
+	userSystem = "system"
+	userFabric = "fabric"
+	userEdge   = "edge"
+)
+
+// Users of others: the roles.
+const (
+	roleClient   = "client"
+	roleAgent    = "agent"
+	roleOperator = "operator"
+)
+
+type m = map[string]any
+
+// accounts is the part of the configuration that Options fields can't say:
+// JetStream for one account.
+func (n *Node) accounts(t Tokens) m {
+	if t.Agent == "" {
+		t.Agent = t.Client
+	}
+	if t.Operator == "" {
+		t.Operator = t.Client
+	}
+	if t.Operator == "" { // open to all; the nats CLI takes a user without a password for a token
+		t.Operator = roleOperator
+	}
+	conf := m{
+		"system_account": accountSystem,
+		"accounts": m{
+			accountSystem: m{"users": []any{m{"user": userSystem, "password": n.user.system}}},
+			accountFabric: m{"jetstream": "enabled", "users": []any{
+				m{"user": userFabric, "password": n.user.fabric},
+				m{"user": roleOperator, "password": t.Operator, "permissions": operatorMay},
+			}},
+			accountMCP: m{"users": []any{
+				m{"user": userEdge, "password": n.user.edge},
+				m{"user": roleClient, "password": t.Client, "permissions": may(t.Client, clientMay)},
+				m{"user": roleAgent, "password": t.Agent, "permissions": may(t.Client, agentMay)},
+			}},
+		},
+	}
+	if t.Client == "" {
+		conf["no_auth_user"] = roleClient
+	}
+	return conf
+}
+
+// may is what a role is allowed. Without a token everyone is the role client,
+// agents too: then the roles tell nobody apart.
+func may(clientToken string, role m) m {
+	if clientToken == "" {
+		return m{"publish": ">", "subscribe": ">"}
+	}
+	return role
+}
+
+// Permissions of the roles (docs/wire.md, "Permissions").
+var (
+	clientMay = m{
+		"publish":   []string{"mcp.v1.req.>", "mcp.v1.ctl.>", "ripstop.v1.registry.list", "$SRV.>"},
+		"subscribe": []string{"_INBOX.>"},
+	}
+	agentMay = m{
+		"publish":   []string{"mcp.v1.>", "ripstop.v1.agent.>", "ripstop.v1.registry.>", "$SRV.>", "_INBOX.>"},
+		"subscribe": []string{"mcp.v1.>", "ripstop.v1.registry.census", "$SRV.>", "_INBOX.>"},
+	}
+	// The operator reads, and asks nodes to act; what it may not do is write a
+	// bucket.
+	operatorMay = m{
+		"publish": []string{
+			"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.>",
+			"$JS.API.STREAM.MSG.GET.>", "$JS.API.DIRECT.GET.>", "$JS.API.CONSUMER.>", "$JS.ACK.>", "$JS.FC.>",
+			"$SRV.>", "ripstop.v1.admin.>",
+		},
+		"subscribe": []string{"_INBOX.>", "ripstop.v1.events.>", "ripstop.feed.>"},
+	}
+)
+
+func (n *Node) serverOptions(opts Options, host string, port int) (*server.Options, error) {
+	var text strings.Builder // the configuration language takes JSON, but for \u escapes
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(n.accounts(opts.Tokens)); err != nil {
+		return nil, fmt.Errorf("configure NATS server: %w", err)
+	}
+	so := &server.Options{}
+	if err := so.ProcessConfigString(text.String()); err != nil {
+		return nil, fmt.Errorf("configure NATS server: %w", err)
+	}
+	so.ServerName = n.Name()
+	so.Host, so.Port = host, port
+	so.NoSigs = true
+	so.MaxPayload = MaxPayload
+	so.MaxPending = 4 * MaxPayload
+	// A client that hangs is dropped after (MaxPingsOut+1) x PingInterval = 15 s.
+	so.PingInterval, so.MaxPingsOut = 5*time.Second, 2
+	so.JetStream = n.Voter()
+	so.JetStreamDomain = n.Region()
+	so.StoreDir = filepath.Join(n.dir.path, "jetstream")
+	so.SyncAlways = true // an acknowledged write survives power loss
+	if opts.Cluster == nil {
+		return so, nil
+	}
+	return so, clusterOptions(so, opts.Cluster, n.Region())
+}
+
+func clusterOptions(so *server.Options, c *Cluster, region string) error {
+	host, port, err := splitAddr("cluster", c.Addr)
+	if err != nil {
+		return err
+	}
+	so.Cluster = server.ClusterOpts{
+		Name: clusterName(region), Host: host, Port: port, Advertise: c.Advertise,
+		Username: "route", Password: c.password(region),
+		PingInterval: c.PingEvery, MaxPingsOut: c.PingsOut,
+	}
+	if c.PingEvery == 0 {
+		so.Cluster.PingInterval, so.Cluster.MaxPingsOut = 250*time.Millisecond, 2
+	}
+	so.Routes = c.routes(so.Cluster.Username, so.Cluster.Password)
+	return nil
+}
+
+func clusterName(region string) string { return "ripstop-" + region }
+
+// password is what routes authenticate with. It differs with the region and
+// with who may vote, so that a node which was told otherwise can't join, and
+// form a second history.
+func (c *Cluster) password(region string) string {
+	voters := c.Voters
+	if len(voters) == 0 {
+		voters = c.Peers
+	}
+	mac := hmac.New(sha256.New, []byte(c.Secret))
+	fmt.Fprintf(mac, "route\n%s\n%s", region, strings.Join(slices.Sorted(slices.Values(voters)), "\n")) // a hash takes everything
+	return hex.EncodeToString(mac.Sum(nil))
+}
