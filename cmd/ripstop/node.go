@@ -97,7 +97,10 @@ func ignoreClosed(err error) error {
 func (n *node) open(ctx context.Context, l net.Listener) error {
 	s := n.settings
 	var err error
-	n.fabric, err = fabric.Open(ctx, fabric.Options{Name: s.Name, Addr: s.NATSAddr, DataDir: s.DataDir, Tokens: fabric.Tokens{Client: s.Token}, Logger: n.log})
+	n.fabric, err = fabric.Open(ctx, fabric.Options{
+		Name: s.Name, Region: s.Region, Addr: s.NATSAddr, DataDir: s.DataDir, Cluster: s.Cluster, Logger: n.log,
+		Tokens: fabric.Tokens{Client: s.Token, Agent: s.AgentToken, Operator: s.OperatorToken},
+	})
 	if err != nil {
 		return err
 	}

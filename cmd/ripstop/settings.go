@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/viper"
+
+	"ripstop/fabric"
 )
 
 // setting is one key of a node's configuration. It can be given as a flag, as
@@ -31,9 +33,17 @@ var nodeSettingsList = []setting{
 	{"data-dir", "./ripstop-data", "directory for everything that lasts", "/var/lib/ripstop"},
 	{"nats-addr", "127.0.0.1:4222", "listen here for NATS clients (port 0 picks one)", "127.0.0.1:4223"},
 	{"http-addr", "127.0.0.1:8080", "listen here for MCP over Streamable HTTP, /health, /ready and /metrics", "127.0.0.1:8081"},
+	{"region", fabric.DefaultRegion, "region this node is in; a cluster's nodes share it", "us-east-1"},
+	{"cluster-addr", "", "listen here for the other nodes of a cluster; empty runs a node on its own", "10.0.0.5:6222"},
+	{"cluster-advertise", "", "host:port at which the other nodes reach --cluster-addr, if it differs", "n1.example.com:6222"},
+	{"peers", []string{}, "cluster addresses of the nodes, this one's among them; a DNS name may stand for many", "a:6222,b:6222,c:6222"},
+	{"voters", []string{}, "names of the 3 or 5 nodes that vote first; default: the nodes at --peers", "n1,n2,n3"},
+	{"secret-file", "", "file with the secret that the nodes of a cluster share", "/etc/ripstop/secret"},
 	{"demo", true, "attach the built-in server `demo`", "false"},
 	{"servers", "", "attach the servers of this mcpServers file, and follow its changes", "mcp.json"},
 	{"token-file", "", "file with the token that HTTP clients (Bearer) and NATS clients (user client) must present", "/etc/ripstop/token"},
+	{"agent-token-file", "", "file with the token of NATS user agent, who attaches servers; default: that of --token-file", "/etc/ripstop/agent-token"},
+	{"operator-token-file", "", "file with the token of NATS user operator, who reads buckets and runs `ripstop admin`; default: that of --token-file", "/etc/ripstop/operator-token"},
 	{"insecure", false, "listen beyond loopback without a token", "true"},
 	{"allowed-origins", []string{}, "web origins that may call the HTTP edge, beyond loopback's own", "https://app.example.com"},
 	{"allowed-hosts", []string{}, "Host names the HTTP edge answers to on loopback, beyond localhost", "mcp.test"},
@@ -144,7 +154,9 @@ type nodeSettings struct {
 	Name, DataDir, NATSAddr, HTTPAddr string
 	Demo                              bool
 	Servers                           string
-	Token                             string
+	Region                            string
+	Cluster                           *fabric.Cluster // nil = a node on its own
+	Token, AgentToken, OperatorToken  string
 	AllowedOrigins, AllowedHosts      []string
 	SessionIdle, Drain                time.Duration
 	LogLevel                          slog.Level
@@ -178,19 +190,64 @@ func (l *loaded) settings() (*nodeSettings, error) {
 	if s.Name != "" && !validNodeName(s.Name) {
 		bad("name", "%q: use letters, digits, '-', '_' and '.', up to 64", s.Name)
 	}
-	if path := v.GetString("token-file"); path != "" {
-		token, err := readToken(path)
-		if err != nil {
-			bad("token-file", "%v", err)
-		}
-		s.Token = token
-	}
+	s.Region = v.GetString("region")
+	s.Token = l.token("token-file", bad)
+	s.AgentToken = l.token("agent-token-file", bad)
+	s.OperatorToken = l.token("operator-token-file", bad)
 	for _, key := range []string{"nats-addr", "http-addr"} {
-		if err := checkListen(v.GetString(key), s.Token != "" || insecure); err != nil {
+		if err := checkListen(v.GetString(key), s.Token != "" || insecure, "anyone could call every server", "--token-file"); err != nil {
 			bad(key, "%v", err)
 		}
 	}
+	s.Cluster = l.cluster(insecure, bad)
 	return s, errors.Join(errs...)
+}
+
+// cluster reads what makes the node one of several, or nil.
+func (l *loaded) cluster(insecure bool, bad complain) *fabric.Cluster {
+	v := l.v
+	c := &fabric.Cluster{
+		Addr: v.GetString("cluster-addr"), Advertise: v.GetString("cluster-advertise"),
+		Peers: list(v, "peers"), Voters: list(v, "voters"), Secret: l.token("secret-file", bad),
+	}
+	if c.Addr == "" {
+		for _, key := range []string{"peers", "voters", "cluster-advertise"} {
+			if l.origin(key) != "default" {
+				bad(key, "goes with --cluster-addr, the address at which this node meets the others")
+			}
+		}
+		return nil
+	}
+	if err := checkListen(c.Addr, c.Secret != "" || insecure, "anyone could join the cluster", "--secret-file"); err != nil {
+		bad("cluster-addr", "%v", err)
+	}
+	return c
+}
+
+// list reads a list, also where the environment gives it with commas.
+func list(v *viper.Viper, key string) []string {
+	var out []string
+	for _, item := range v.GetStringSlice(key) {
+		for _, part := range strings.Split(item, ",") {
+			if part = strings.TrimSpace(part); part != "" {
+				out = append(out, part)
+			}
+		}
+	}
+	return out
+}
+
+// token reads the file that key names; "" if it names none.
+func (l *loaded) token(key string, bad complain) string {
+	path := l.v.GetString(key)
+	if path == "" {
+		return ""
+	}
+	token, err := readToken(path)
+	if err != nil {
+		bad(key, "%v", err)
+	}
+	return token
 }
 
 type complain func(key, format string, args ...any)
@@ -244,7 +301,7 @@ func readToken(path string) (string, error) {
 
 // checkListen refuses an address that would offer the fabric to the network
 // without authentication.
-func checkListen(addr string, safe bool) error {
+func checkListen(addr string, safe bool, danger, flag string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("%q is not host:port, such as 127.0.0.1:8080", addr)
@@ -255,7 +312,7 @@ func checkListen(addr string, safe bool) error {
 	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("%s is reachable from other machines, and anyone could call every server; give --token-file FILE, or --insecure if that is meant", addr)
+	return fmt.Errorf("%s is reachable from other machines, and %s; give %s FILE, or --insecure if that is meant", addr, danger, flag)
 }
 
 // logger makes the node's log, to stderr.
