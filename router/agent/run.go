@@ -16,13 +16,17 @@ import (
 // Connection says how a process outside a node reaches the fabric.
 type Connection struct {
 	URLs   string // NATS URLs, separated by commas
+	User   string // NATS user that Token belongs to; "" = client, or agent in Run
 	Token  string // "" = none
 	Name   string // shown in the server's connection list
 	Logger *slog.Logger
 }
 
-// clientUser is the NATS user that a token belongs to.
-const clientUser = "client"
+// The NATS users that tokens belong to: the built-in roles.
+const (
+	clientUser = "client"
+	agentUser  = "agent"
+)
 
 // Dial connects to the fabric. The connection is retried for ever if stubborn,
 // else it fails at once when no server answers; once connected, it reconnects
@@ -42,8 +46,11 @@ func (c Connection) Dial(stubborn bool, opts ...nats.Option) (*nats.Conn, error)
 			c.Logger.Warn("NATS connection", "err", err)
 		}),
 	}
+	if c.User == "" {
+		c.User = clientUser
+	}
 	if c.Token != "" {
-		all = append(all, nats.UserInfo(clientUser, c.Token))
+		all = append(all, nats.UserInfo(c.User, c.Token))
 	}
 	nc, err := nats.Connect(c.URLs, append(all, opts...)...)
 	if err != nil {
@@ -70,6 +77,9 @@ type RunOptions struct {
 func Run(ctx context.Context, opts RunOptions) error {
 	if opts.Drain == 0 {
 		opts.Drain = 30 * time.Second
+	}
+	if opts.User == "" {
+		opts.User = agentUser
 	}
 	back := make(chan struct{}, 1)
 	note := func(*nats.Conn) {

@@ -1,0 +1,1 @@
+// Empty: its presence lets lookupRaftNode be declared without a body.
