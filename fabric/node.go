@@ -231,8 +231,9 @@ func (n *Node) StorageError() error {
 // Connections returns how many clients are connected.
 func (n *Node) Connections() int { return n.srv.NumClients() }
 
-// Close ends the connections, then the server, then gives the data directory
-// free. It is idempotent.
+// Close ends the node's own connections, then the server, then gives the data
+// directory free. A node of a cluster hands its leaderships on first, and lets
+// its clients move. It is idempotent.
 func (n *Node) Close() error {
 	for _, nc := range []*nats.Conn{n.mcp, n.conn, n.sys} {
 		if nc != nil {
@@ -240,6 +241,9 @@ func (n *Node) Close() error {
 		}
 	}
 	if n.srv != nil {
+		if n.Clustered() && n.srv.Running() {
+			n.srv.LameDuckShutdown()
+		}
 		n.srv.Shutdown()
 		n.srv.WaitForShutdown()
 	}

@@ -37,6 +37,14 @@ const (
 	roleOperator = "operator"
 )
 
+// How a node of a cluster takes leave of its clients: leaders move, then the
+// clients hear of it, have the grace to finish what is under way, and are
+// closed over the spread, so that they don't all reconnect at once.
+const (
+	lameDuckGrace  = 500 * time.Millisecond
+	lameDuckSpread = 500 * time.Millisecond
+)
+
 type m = map[string]any
 
 // accounts is the part of the configuration that Options fields can't say:
@@ -121,6 +129,7 @@ func (n *Node) serverOptions(opts Options, host string, port int) (*server.Optio
 	so.MaxPending = 4 * MaxPayload
 	// A client that hangs is dropped after (MaxPingsOut+1) x PingInterval = 15 s.
 	so.PingInterval, so.MaxPingsOut = 5*time.Second, 2
+	so.LameDuckGracePeriod, so.LameDuckDuration = lameDuckGrace, lameDuckGrace+lameDuckSpread
 	so.JetStream = n.Voter()
 	so.JetStreamDomain = n.Region()
 	so.StoreDir = filepath.Join(n.dir.path, "jetstream")
