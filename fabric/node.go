@@ -15,6 +15,8 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"ripstop/fabric/raft"
 )
 
 // readyTimeout bounds how long the server may take to accept connections.
@@ -53,7 +55,15 @@ func Open(ctx context.Context, opts Options) (*Node, error) {
 	}
 	if opts.Cluster != nil {
 		want.Mode = clustered
-		if err := opts.Cluster.check(); err != nil {
+		c := *opts.Cluster // it is completed here, and stays the caller's
+		opts.Cluster = &c
+		if c.Timing == (raft.Timing{}) {
+			c.Timing = raft.LAN()
+		}
+		if err := c.check(); err != nil {
+			return nil, err
+		}
+		if err := c.Timing.Apply(); err != nil {
 			return nil, err
 		}
 	}

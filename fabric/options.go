@@ -9,9 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"ripstop/fabric/raft"
 )
 
 // MaxPayload is the largest NATS message the fabric carries, in bytes: an MCP
@@ -48,9 +49,7 @@ type Cluster struct {
 	Voters    []string // names of the first voters; nil = the nodes at Peers
 	Secret    string   // shared by all nodes of the cluster; "" = none
 
-	// How long a silent route lives: (PingsOut + 1) x PingEvery.
-	PingEvery time.Duration // 0 = 250 ms
-	PingsOut  int           // 0 = 2
+	Timing raft.Timing // the same on every node; zero = raft.LAN()
 }
 
 // votes are the sizes a cluster's meta group may have. An even number would

@@ -148,11 +148,8 @@ func clusterOptions(so *server.Options, c *Cluster, region string) error {
 	so.Cluster = server.ClusterOpts{
 		Name: clusterName(region), Host: host, Port: port, Advertise: c.Advertise,
 		Username: "route", Password: c.password(region),
-		PingInterval: c.PingEvery, MaxPingsOut: c.PingsOut,
 	}
-	if c.PingEvery == 0 {
-		so.Cluster.PingInterval, so.Cluster.MaxPingsOut = 250*time.Millisecond, 2
-	}
+	c.Timing.Configure(so)
 	so.Routes = c.routes(so.Cluster.Username, so.Cluster.Password)
 	return nil
 }

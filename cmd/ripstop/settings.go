@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/viper"
 
 	"ripstop/fabric"
+	"ripstop/fabric/raft"
 )
 
 // setting is one key of a node's configuration. It can be given as a flag, as
@@ -38,6 +39,7 @@ var nodeSettingsList = []setting{
 	{"cluster-advertise", "", "host:port at which the other nodes reach --cluster-addr, if it differs", "n1.example.com:6222"},
 	{"peers", []string{}, "cluster addresses of the nodes, this one's among them; a DNS name may stand for many", "a:6222,b:6222,c:6222"},
 	{"voters", []string{}, "names of the 3 or 5 nodes that vote first; default: the nodes at --peers", "n1,n2,n3"},
+	{"timing", "lan", "how soon faults are noticed: lan, wan or stock; the same on every node", "wan"},
 	{"secret-file", "", "file with the secret that the nodes of a cluster share", "/etc/ripstop/secret"},
 	{"demo", true, "attach the built-in server `demo`", "false"},
 	{"servers", "", "attach the servers of this mcpServers file, and follow its changes", "mcp.json"},
@@ -209,6 +211,10 @@ func (l *loaded) cluster(insecure bool, bad complain) *fabric.Cluster {
 	c := &fabric.Cluster{
 		Addr: v.GetString("cluster-addr"), Advertise: v.GetString("cluster-advertise"),
 		Peers: list(v, "peers"), Voters: list(v, "voters"), Secret: l.token("secret-file", bad),
+	}
+	var err error
+	if c.Timing, err = raft.ByName(v.GetString("timing")); err != nil {
+		bad("timing", "%v", err)
 	}
 	if c.Addr == "" {
 		for _, key := range []string{"peers", "voters", "cluster-advertise"} {
