@@ -177,7 +177,7 @@ type Event struct {
 	At     time.Time     `json:"at"`
 	Cause  Cause         `json:"cause,omitempty"`
 	Reason string        `json:"reason,omitempty"` // for people
-	Took   time.Duration `json:"took,omitempty"`   // node_down: since the node was last seen, in ns
+	Took   time.Duration `json:"took,omitempty"`   // node_down: since the first sign of its loss, in ns
 }
 
 // Output is what follows from an input: what happened, and which nodes to check

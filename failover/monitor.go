@@ -35,6 +35,7 @@ type node struct {
 	deadline time.Time // end of the stability window, in suspect and rising
 	asked    bool      // rising: the check at the end of the window was asked for
 	changed  time.Time // when the phase last changed
+	trouble  time.Time // when the first of the checks that failed in a row was begun
 	next     time.Time // when the next check is due
 	checking int       // how many are under way
 	again    bool      // check again when one has ended
@@ -121,7 +122,9 @@ func (m *Monitor) failed(now time.Time, n *node, c Check) Output {
 	case rising:
 		n.to(now, down)
 	case up, suspect:
-		n.Failed++
+		if n.Failed++; n.Failed == 1 {
+			n.trouble = c.Sent
+		}
 		if n.Failed >= m.cfg.Threshold {
 			return m.lost(now, n, Checks, fmt.Sprintf("%d checks in a row failed: %s", n.Failed, c.Failed))
 		}
@@ -276,6 +279,14 @@ func (m *Monitor) Self(now time.Time, r Report) Output {
 	return out
 }
 
+// Ask asks for a check of a node, though nothing is known to have happened to it.
+func (m *Monitor) Ask(now time.Time, name string) Output {
+	if n := m.nodes[name]; n != nil {
+		return m.check(now, n)
+	}
+	return Output{}
+}
+
 // Forget removes a node for good: it is no longer expected to come back.
 func (m *Monitor) Forget(now time.Time, name string) Output {
 	n := m.nodes[name]
@@ -356,11 +367,18 @@ func (m *Monitor) found(now time.Time, n *node) Output {
 }
 
 func (m *Monitor) lost(now time.Time, n *node, why Cause, reason string) Output {
+	sign := now // of its loss, the first
+	if n.phase == suspect {
+		sign = n.changed
+	}
+	if n.Failed > 0 && n.trouble.Before(sign) {
+		sign = n.trouble
+	}
 	n.to(now, down)
 	n.State, n.Cause, n.Since, n.Health, n.Draining = Down, why, now, Unhealthy, false
 	n.Reasons = []string{"down: " + reason}
 	e := n.event(now, NodeDown, reason)
-	e.Cause, e.Took = why, now.Sub(n.LastSeen)
+	e.Cause, e.Took = why, now.Sub(sign)
 	return Output{Events: []Event{e}}
 }
 

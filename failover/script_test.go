@@ -250,7 +250,7 @@ func later(a, b time.Time) time.Time {
 
 func (w *world) handle(o failover.Output) {
 	for _, e := range o.Events {
-		fmt.Fprintf(&w.out, "expect %s %s %s: %s\n", w.now.Sub(epoch), e.Kind, cmp.Or(e.Node, "-"), e.Reason)
+		fmt.Fprintf(&w.out, "expect %s %s %s: %s%s\n", w.now.Sub(epoch), e.Kind, cmp.Or(e.Node, "-"), e.Reason, took(e))
 	}
 	for _, name := range o.Checks {
 		c := failover.Check{Node: name, Sent: w.now}
@@ -363,4 +363,11 @@ func (a *answer) set(words []string) (err error) {
 		}
 	}
 	return nil
+}
+
+func took(e failover.Event) string {
+	if e.Took == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (took %s)", e.Took)
 }
