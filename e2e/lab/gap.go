@@ -1,0 +1,63 @@
+package lab
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Silence is the longest time within [from, to] in which no operation of a
+// stream was acknowledged, its edges included: what a client that waits for its
+// acknowledgements sees. The stream must offer operations all the time; Floor
+// checks that it did.
+func Silence(stream []Op, from, to time.Duration) time.Duration {
+	var acks []time.Duration
+	for _, op := range stream {
+		if op.Outcome == OK && op.Return > from && op.Return < to {
+			acks = append(acks, op.Return)
+		}
+	}
+	slices.Sort(acks)
+	longest, last := time.Duration(0), from
+	for _, at := range append(acks, to) {
+		longest = max(longest, at-last)
+		last = at
+	}
+	return longest
+}
+
+// FailedFor is how long after from operations were still begun in vain: the
+// call of the last one begun in [from, to) that was not acknowledged. 0 if all
+// were.
+func FailedFor(stream []Op, from, to time.Duration) time.Duration {
+	var last time.Duration
+	for _, op := range stream {
+		if op.Outcome != OK && op.Call >= from && op.Call < to {
+			last = max(last, op.Call-from, 1)
+		}
+	}
+	return last
+}
+
+// Floor returns an error naming each stream that was acknowledged fewer than
+// perSecond times a second in [from, to]: a run with too little traffic proves
+// nothing. A stream that is wanted and absent is named too.
+func Floor(streams map[string][]Op, wanted []string, from, to time.Duration, perSecond float64) error {
+	var problems []string
+	for _, name := range wanted {
+		acks := 0
+		for _, op := range streams[name] {
+			if op.Outcome == OK && op.Return >= from && op.Return <= to {
+				acks++
+			}
+		}
+		if rate := float64(acks) / (to - from).Seconds(); rate < perSecond {
+			problems = append(problems, fmt.Sprintf("%s: %.1f acks/s, want %.1f", name, rate, perSecond))
+		}
+	}
+	if problems != nil {
+		slices.Sort(problems)
+		return fmt.Errorf("invalid run, traffic below its floor: %q", problems)
+	}
+	return nil
+}
