@@ -287,11 +287,16 @@ type node struct {
 
 func (c *cluster) watch(t testing.TB, name string, campaign bool) *node {
 	t.Helper()
+	return c.watchWith(t, name, campaign, raft.WatchOptions{Timing: timing})
+}
+
+func (c *cluster) watchWith(t testing.TB, name string, campaign bool, opts raft.WatchOptions) *node {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	srv := c.servers[name]
-	n := &node{watcher: raft.NewWatcher(srv, raft.WatchOptions{Timing: timing})}
+	n := &node{watcher: raft.NewWatcher(srv, opts)}
 	n.events = n.watcher.Subscribe()
 	wg.Go(func() { n.watcher.Run(ctx) })
 	if campaign {

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"crypto/tls"
 	"time"
 )
 
@@ -21,8 +22,13 @@ func Candidacies(groups []Group, dead string, alive map[string]bool) map[string]
 	return m
 }
 
-func Redial(ctx context.Context, limit time.Duration, p Peer) (dead bool, reason string) {
+func Redial(ctx context.Context, limit time.Duration, p Peer, conf *tls.Config) (dead bool, reason string) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return redial(ctx, p, nil)
+	return redial(ctx, p, conf)
 }
+
+// RouteSource lets a test play the server.
+type RouteSource = routeSource
+
+func NewWatcherOf(srv RouteSource, opts WatchOptions) *Watcher { return newWatcher(srv, opts) }

@@ -1,7 +1,13 @@
 package raft_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"math/big"
 	"net"
 	"sync"
 	"testing"
@@ -56,7 +62,7 @@ func TestRedial(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := raft.Peer{Name: "c", ServerID: "C1", Addr: tc.addr}
-			dead, reason := raft.Redial(t.Context(), scaled(300*time.Millisecond), p)
+			dead, reason := raft.Redial(t.Context(), scaled(300*time.Millisecond), p, nil)
 			if dead != tc.dead || reason == "" {
 				t.Errorf("got dead = %v (%s), want %v", dead, reason, tc.dead)
 			}
@@ -79,10 +85,63 @@ func TestRedialOfTheDying(t *testing.T) {
 			_ = c.Close()
 		}
 	}()
-	dead, reason := raft.Redial(t.Context(), scaled(time.Second), raft.Peer{Name: "c", ServerID: "C1", Addr: l.Addr().String()})
+	dead, reason := raft.Redial(t.Context(), scaled(time.Second), raft.Peer{Name: "c", ServerID: "C1", Addr: l.Addr().String()}, nil)
 	_ = l.Close()
 	<-done
 	if !dead {
 		t.Errorf("got dead = false (%s), want true", reason)
 	}
+}
+
+// With TLS the INFO comes after the handshake. The certificate may be for a name
+// only, the address never is one.
+func TestRedialTLS(t *testing.T) {
+	cert, roots := selfSigned(t, "node-c.example")
+	addr := listen(t, func(c net.Conn) {
+		s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+		info("C1")(s)
+	})
+	_, strangers := selfSigned(t, "node-c.example")
+	for _, tc := range []struct {
+		name     string
+		serverID string
+		conf     *tls.Config
+		dead     bool
+	}{
+		{"same server", "C1", &tls.Config{RootCAs: roots}, false},
+		{"another run", "C0", &tls.Config{RootCAs: roots}, true},
+		{"not trusted, so not heard", "C0", &tls.Config{RootCAs: strangers}, false},
+		{"name checked if given", "C0", &tls.Config{RootCAs: roots, ServerName: "node-d.example"}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := raft.Peer{Name: "c", ServerID: tc.serverID, Addr: addr}
+			dead, reason := raft.Redial(t.Context(), scaled(time.Second), p, tc.conf)
+			if dead != tc.dead {
+				t.Errorf("got dead = %v (%s), want %v", dead, reason, tc.dead)
+			}
+		})
+	}
+}
+
+func selfSigned(t testing.TB, name string) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -76,10 +77,20 @@ const (
 	scanEvery = 10
 )
 
+// routeSource is what a Watcher asks of its server.
+type routeSource interface {
+	NumRoutes() int
+	Routez(*server.RoutezOptions) (*server.Routez, error)
+	ClusterAddr() *net.TCPAddr
+	Varz(*server.VarzOptions) (*server.Varz, error)
+}
+
+var _ routeSource = (*server.Server)(nil)
+
 // Watcher reports the peers of a server as their routes come and go. Use
 // [NewWatcher], then Run.
 type Watcher struct {
-	srv  *server.Server
+	srv  routeSource
 	opts WatchOptions
 
 	verdicts chan verdict
@@ -111,7 +122,9 @@ type located struct {
 }
 
 // NewWatcher returns a Watcher of srv.
-func NewWatcher(srv *server.Server, opts WatchOptions) *Watcher {
+func NewWatcher(srv *server.Server, opts WatchOptions) *Watcher { return newWatcher(srv, opts) }
+
+func newWatcher(srv routeSource, opts WatchOptions) *Watcher {
 	opts.Poll = cmp.Or(opts.Poll, defaultPoll)
 	opts.Timing.Redial = cmp.Or(opts.Timing.Redial, LAN().Redial)
 	if opts.Logger == nil {
