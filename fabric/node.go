@@ -33,6 +33,8 @@ type Node struct {
 	dir   *dataDir
 	log   *slog.Logger
 	user  credentials
+
+	member *membership // nil on a node on its own
 }
 
 // credentials are made anew at every start, for connections of this process.
@@ -110,8 +112,13 @@ func (n *Node) start(ctx context.Context, opts Options, host string, port int) e
 	if n.conn, err = n.connectAs(userFabric, "node", n.user.fabric); err != nil {
 		return err
 	}
-	n.mcp, err = n.Connect("node")
-	return err
+	if n.mcp, err = n.Connect("node"); err != nil {
+		return err
+	}
+	if opts.Cluster != nil {
+		n.join(opts.Cluster)
+	}
+	return nil
 }
 
 // awaitReady waits until srv accepts connections, or has said why it can't.
@@ -245,6 +252,7 @@ func (n *Node) Connections() int { return n.srv.NumClients() }
 // directory free. A node of a cluster hands its leaderships on first, and lets
 // its clients move. It is idempotent.
 func (n *Node) Close() error {
+	n.member.leave()
 	for _, nc := range []*nats.Conn{n.mcp, n.conn, n.sys} {
 		if nc != nil {
 			nc.Close()

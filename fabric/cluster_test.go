@@ -1,0 +1,98 @@
+package fabric_test
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"ripstop/fabric"
+	"ripstop/fabric/raft"
+)
+
+// freePorts returns loopback addresses nobody listens on.
+func freePorts(t *testing.T, n int) []string {
+	t.Helper()
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs
+}
+
+func eventually(t *testing.T, within time.Duration, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %v", within, err)
+		}
+		time.Sleep(20 * time.Millisecond) // between two looks
+	}
+}
+
+// TestThreeNodesAndARelay forms a cluster out of four nodes of which three
+// vote, and writes through the relay, which holds nothing.
+func TestThreeNodesAndARelay(t *testing.T) {
+	peers := freePorts(t, 3)
+	var nodes []*fabric.Node
+	for i, addr := range append(peers, "127.0.0.1:0") {
+		nodes = append(nodes, open(t, fabric.Options{
+			Name: fmt.Sprintf("n%d", i+1), Region: "eu",
+			Cluster: &fabric.Cluster{Addr: addr, Peers: peers, Voters: []string{"n1", "n2", "n3"}, Secret: "a secret that nodes share"},
+		}))
+	}
+	relay := nodes[3]
+	if relay.Voter() || !nodes[0].Voter() {
+		t.Errorf("voters: %v %v, want the first and not the last", nodes[0].Voter(), relay.Voter())
+	}
+	js, err := jetstream.New(relay.Fabric())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		_, err := js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
+		return err
+	})
+	eventually(t, 5*time.Second, func() error {
+		if n := len(relay.Routes().Peers()); n != 3 {
+			return fmt.Errorf("the relay has routes to %d nodes", n)
+		}
+		return nil
+	})
+	if leader := raft.MetaLeader(nodes[0].Server()); leader == "" {
+		t.Error("no meta leader")
+	}
+}
+
+// TestAnotherSecretStaysOut: a node that was told another secret, region or set
+// of voters does not get in.
+func TestAnotherSecretStaysOut(t *testing.T) {
+	peers := freePorts(t, 3)
+	member := func(name, addr, secret string, peers []string) *fabric.Node {
+		return open(t, fabric.Options{Name: name, Cluster: &fabric.Cluster{Addr: addr, Peers: peers, Secret: secret}})
+	}
+	a := member("a", peers[0], "one", peers)
+	b := member("b", peers[1], "one", peers)
+	c := member("c", peers[2], "two", peers)
+	eventually(t, 10*time.Second, func() error {
+		if len(a.Routes().Peers()) != 1 || len(b.Routes().Peers()) != 1 {
+			return fmt.Errorf("a sees %d, b %d", len(a.Routes().Peers()), len(b.Routes().Peers()))
+		}
+		return nil
+	})
+	if n := c.Routes().Peers(); len(n) != 0 {
+		t.Errorf("the node with another secret has routes to %v", n)
+	}
+}
