@@ -33,6 +33,14 @@ func (t Timing) variables() variables {
 	}
 }
 
+// String gives the values in the order of Timing.
+func (v variables) String() string {
+	return fmt.Sprint([]time.Duration{
+		v.hbInterval, v.minElection, v.maxElection, v.minCampaign, v.maxCampaign,
+		v.lostQuorum, v.lostQuorumCheck, v.lostQuorumSignal, v.peerRemove, v.rescue,
+	})
+}
+
 var applied struct {
 	sync.Mutex
 	done   bool
@@ -57,7 +65,7 @@ func (t Timing) Apply() error {
 		return fmt.Errorf("apply timing %q: %w: %q, set at the start of the process; restart it to change the timing", t.Name, ErrApplied, applied.timing.Name)
 	case v == stock:
 	case atStart != stock:
-		return fmt.Errorf("apply timing %q: %w: nats-server %s has %+v, want %+v; choose timing %q", t.Name, ErrUnknownServer, server.VERSION, atStart, stock, Stock().Name)
+		return fmt.Errorf("apply timing %q: %w: nats-server %s has %s, known is %s; choose timing %q", t.Name, ErrUnknownServer, server.VERSION, atStart, stock, Stock().Name)
 	default:
 		v.write()
 	}

@@ -17,10 +17,10 @@ import (
 // new server/raft.go before changing Stock.
 func TestGuard(t *testing.T) {
 	if got, want := raft.AtStart(), raft.Stock().RaftPart(); got != want {
-		t.Errorf("nats-server %s starts with\n %+v, want\n %+v", server.VERSION, got, want)
+		t.Errorf("nats-server %s starts with\n %s, want\n %s", server.VERSION, got, want)
 	}
 	if got, want := raft.Now(), timing.RaftPart(); got != want {
-		t.Errorf("after Apply nats-server has\n %+v, want\n %+v", got, want)
+		t.Errorf("after Apply nats-server has\n %s, want\n %s", got, want)
 	}
 }
 
@@ -114,7 +114,7 @@ func TestApplyAgain(t *testing.T) {
 		}
 	}
 	if got, want := raft.Now(), timing.RaftPart(); got != want {
-		t.Errorf("refused calls changed the timing to %+v", got)
+		t.Errorf("refused calls changed the timing to %s", got)
 	}
 }
 
