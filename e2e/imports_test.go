@@ -14,8 +14,8 @@ var allowed = map[string][]string{
 	"cmd":      {"cmd", "router", "failover", "kv", "fabric"},
 	"e2e":      {"e2e", "cmd", "router", "failover", "kv", "fabric"},
 	"router":   {"router", "kv"},
-	"failover": {"failover"},
-	"kv":       {"kv"},
+	"failover": {"failover", "kv", "fabric"},
+	"kv":       {"kv", "fabric"},
 	"fabric":   {"fabric"},
 }
 

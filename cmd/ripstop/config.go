@@ -12,7 +12,7 @@ func newConfigCommand() *cobra.Command {
 		Use: "config", Short: "Show and check a node's configuration",
 		Long: `Show and check what "ripstop start" would run with: flags, RIPSTOP_* in the
 environment, ripstop.yaml and defaults, in this order.`,
-		Example: "  ripstop config show",
+		Example: "  ripstop config show\n  ripstop config reference",
 	}
 	show := &cobra.Command{
 		Use:   "show",
@@ -29,7 +29,7 @@ A flag counts more than the environment (RIPSTOP_<KEY>), that more than the file
 		RunE: func(cmd *cobra.Command, _ []string) error { return showConfig(cmd) },
 	}
 	addSettings(show)
-	cmd.AddCommand(show)
+	cmd.AddCommand(show, newReferenceCommand())
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 
 	"ripstop/fabric"
 	"ripstop/fabric/raft"
+	"ripstop/failover"
+	"ripstop/router/wire"
 )
 
 // setting is one key of a node's configuration. It can be given as a flag, as
@@ -41,7 +44,11 @@ var nodeSettingsList = []setting{
 	{"voters", []string{}, "names of the 3 or 5 nodes that vote first; default: the nodes at --peers", "n1,n2,n3"},
 	{"timing", "lan", "how soon faults are noticed: lan, wan or stock; the same on every node", "wan"},
 	{"secret-file", "", "file with the secret that the nodes of a cluster share", "/etc/ripstop/secret"},
-	{"demo", true, "attach the built-in server `demo`", "false"},
+	{"node-check-interval", 5 * time.Second, "how often the other nodes are checked; what happens to their routes is seen at once", "2s"},
+	{"health-check-timeout", 2 * time.Second, "how long such a check may take; less than the interval", "1s"},
+	{"failover-threshold", 3, "checks in a row that must fail before a node, with no other sign of trouble, is down", "2"},
+	{"stability-window", 1500 * time.Millisecond, "how long a node's silence must last before it is down, and its return before it is up", "3s"},
+	{"demo", true, "attach the built-in server `demo`; in a cluster the default is false", "false"},
 	{"servers", "", "attach the servers of this mcpServers file, and follow its changes", "mcp.json"},
 	{"token-file", "", "file with the token that HTTP clients (Bearer) and NATS clients (user client) must present", "/etc/ripstop/token"},
 	{"agent-token-file", "", "file with the token of NATS user agent, who attaches servers; default: that of --token-file", "/etc/ripstop/agent-token"},
@@ -77,6 +84,8 @@ func addSettings(cmd *cobra.Command) {
 			f.Bool(s.key, v, help)
 		case time.Duration:
 			f.Duration(s.key, v, help)
+		case int:
+			f.Int(s.key, v, help)
 		case []string:
 			f.StringSlice(s.key, v, help)
 		}
@@ -158,6 +167,7 @@ type nodeSettings struct {
 	Servers                           string
 	Region                            string
 	Cluster                           *fabric.Cluster // nil = a node on its own
+	Monitor                           failover.Config
 	Token, AgentToken, OperatorToken  string
 	AllowedOrigins, AllowedHosts      []string
 	SessionIdle, Drain                time.Duration
@@ -202,6 +212,17 @@ func (l *loaded) settings() (*nodeSettings, error) {
 		}
 	}
 	s.Cluster = l.cluster(insecure, bad)
+	if s.Cluster != nil && l.origin("demo") == "default" {
+		s.Demo = false
+	}
+	s.Monitor = failover.Config{
+		Interval: l.duration("node-check-interval", bad), Timeout: l.duration("health-check-timeout", bad),
+		Threshold: l.integer("failover-threshold", bad), Stability: l.duration("stability-window", bad),
+		Software: buildVersion(), Wire: []int{wire.Version},
+	}
+	if err := s.Monitor.Validate(); err != nil && len(errs) == 0 {
+		bad("node-check-interval", "%v", err)
+	}
 	return s, errors.Join(errs...)
 }
 
@@ -277,6 +298,15 @@ func (l *loaded) duration(key string, bad complain) time.Duration {
 		bad(key, "%q is not a duration above zero, such as 30s or 10m", text)
 	}
 	return d
+}
+
+func (l *loaded) integer(key string, bad complain) int {
+	text := l.v.GetString(key)
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		bad(key, "%q is not a number above zero", text)
+	}
+	return n
 }
 
 func validNodeName(name string) bool {
