@@ -25,7 +25,10 @@ import (
 )
 
 // all reports whether skipping is not allowed.
-func all() bool { return os.Getenv("RIPSTOP_E2E") == "all" }
+func all() bool { return os.Getenv("RIPSTOP_E2E") == "all" || full() }
+
+// full reports whether the fault tests run with all their seeds.
+func full() bool { return os.Getenv("RIPSTOP_E2E") == "full" }
 
 // need skips the test, or fails it under RIPSTOP_E2E=all.
 func need(t testing.TB, format string, args ...any) {
@@ -71,6 +74,9 @@ func everything(t testing.TB) string {
 }
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(countEnv); path != "" { // the test binary as a server under test
+		os.Exit(countCalls(path))
+	}
 	dir, err := os.MkdirTemp("", "ripstop-e2e-*")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -112,7 +118,21 @@ func (b *syncBuffer) String() string {
 // start runs a program until the test ends. Its log is shown if the test fails.
 func start(t testing.TB, path string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(path, args...), stderr: &syncBuffer{}, lines: make(chan string, 1000), done: make(chan struct{})}
+	p := launch(t, exec.Command(path, args...))
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.done
+		if t.Failed() {
+			t.Logf("%s %s\n%s", filepath.Base(path), strings.Join(args, " "), p.stderr)
+		}
+	})
+	return p
+}
+
+// launch starts a program that its caller ends.
+func launch(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{cmd: cmd, stderr: &syncBuffer{}, lines: make(chan string, 1000), done: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
 	p.cmd.Env = append(os.Environ(), "NO_COLOR=1")
 	p.cmd.Dir = t.TempDir()
@@ -135,13 +155,6 @@ func start(t testing.TB, path string, args ...string) *process {
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
-	t.Cleanup(func() {
-		p.cmd.Process.Kill()
-		<-p.done
-		if t.Failed() {
-			t.Logf("%s %s\n%s", filepath.Base(path), strings.Join(args, " "), p.stderr)
-		}
-	})
 	return p
 }
 
