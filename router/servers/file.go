@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -43,33 +42,19 @@ type entry struct {
 	Shared   bool              `json:"shared"`
 }
 
-// Load reads the file at path. Any entry that can't be used fails the whole
-// file, with every problem named, so that a reload is all or nothing.
+// Load reads the file at path. Any entry that says nothing usable fails the
+// whole file, with every problem named. Whether a command or an address is there
+// is not asked: that is no property of the file.
 func Load(path string) ([]Spec, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read servers file: %w", err)
 	}
 	specs, err := Parse(data, os.LookupEnv)
-	for _, s := range specs {
-		err = errors.Join(err, findCommand(s))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("servers file %s: %w", path, err)
 	}
 	return specs, nil
-}
-
-// findCommand says whether a server's command is there. One that is relative to
-// a working directory of its own is left to its start.
-func findCommand(s Spec) error {
-	if len(s.Command) == 0 || s.Dir != "" && strings.Contains(s.Command[0], "/") {
-		return nil
-	}
-	if _, err := exec.LookPath(s.Command[0]); err != nil {
-		return fmt.Errorf("server %q: %w", s.Key, err)
-	}
-	return nil
 }
 
 // Parse reads the content of a servers file. "${VAR}", "${VAR:-default}" and

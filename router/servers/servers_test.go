@@ -156,7 +156,6 @@ func TestSetFollowsItsFile(t *testing.T) {
 	}()
 	f.want(t, "open a=2", "close a=1", "open c=1", "close b=1")
 	<-changed
-	write(t, path, `{"mcpServers":{"x":{"command":"no-such-command-here"}}}`)                              // not taken
 	write(t, path, `{"mcpServers":`)                                                                       // not taken
 	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["2"]},"c":{"command":"sh","args":["3"]}}}`) // only c changed
 	f.want(t, "open c=3", "close c=1")
@@ -169,13 +168,42 @@ func TestSetFollowsItsFile(t *testing.T) {
 	}
 }
 
-func TestOpenFailsWhole(t *testing.T) {
+// One server that can't be attached must not take the others with it, neither at
+// the start nor later; and it is tried again when the file is written again.
+func TestServerThatCannotBeAttached(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mcp.json")
-	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["1"]},"b":{"command":"sh","args":["bad"]}}}`)
+	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["bad"]},"b":{"command":"sh","args":["1"]}}}`)
 	f := &fake{seen: make(chan string, 100)}
-	_, err := servers.Open(servers.Options{Path: path, Attach: f.attach, Drain: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err == nil || !strings.Contains(err.Error(), `"b"`) {
-		t.Errorf("Open = %v", err)
+	s, err := servers.Open(servers.Options{Path: path, Attach: f.attach, Drain: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
 	}
-	f.want(t, "open a=1", "close a=1")
+	f.want(t, "open b=1")
+	// Written before Run watches: it reads the file once more.
+	write(t, path, `{"mcpServers":{"a":{"command":"sh","args":["2"]},"b":{"command":"sh","args":["bad"]}}}`)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	f.want(t, "open a=2")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if rest := f.events[2:]; len(rest) != 2 || !slices.Contains(rest, "close a=2") || !slices.Contains(rest, "close b=1") {
+		t.Errorf("at the end: %q, want a=2 and the b=1 that was kept closed", rest)
+	}
+}
+
+// What a command is called is checked where its PATH is known, at the start.
+func TestLoadLeavesCommandsToTheirStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mcp.json")
+	write(t, path, `{"mcpServers":{"x":{"command":"no-such-command-here","env":{"PATH":"/opt/x/bin"}}}}`)
+	if specs, err := servers.Load(path); err != nil || len(specs) != 1 {
+		t.Errorf("Load = %v, %v", specs, err)
+	}
 }

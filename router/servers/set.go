@@ -44,28 +44,25 @@ type running struct {
 	Attached
 }
 
-// Open attaches the servers of the file. It fails if the file can't be read or
-// any of its servers can't be attached.
+// Open attaches the servers of the file. It fails if the file can't be used. A
+// server that can't be attached, such as a command that is not installed here, is
+// reported and left out: it must not take the others with it.
 func Open(opts Options) (*Set, error) {
 	s := &Set{opts: opts, running: map[string]running{}}
 	specs, err := Load(opts.Path)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.apply(specs); err != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), opts.Drain)
-		defer cancel()
-		return nil, errors.Join(err, s.Close(ctx))
-	}
+	s.apply(specs)
 	return s, nil
 }
 
 // apply makes the running servers those of specs. What did not change is left
-// alone; what changed is attached anew before the old is let go.
-func (s *Set) apply(specs []Spec) error {
+// alone; what changed is attached anew before the old is let go, and if that
+// fails the old stays. It returns how many of specs are not attached as they say.
+func (s *Set) apply(specs []Spec) (failed int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
 	keep := map[string]bool{}
 	for _, spec := range specs {
 		keep[spec.Name] = true
@@ -78,7 +75,8 @@ func (s *Set) apply(specs []Spec) error {
 		}
 		a, err := s.opts.Attach(spec)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("attach server %q: %w", spec.Key, err))
+			failed++
+			s.opts.Logger.Error("server not attached; save the servers file to try again", "server", spec.Key, "still_running_as_before", had, "err", err)
 			continue
 		}
 		s.running[spec.Name] = running{spec, a}
@@ -92,7 +90,7 @@ func (s *Set) apply(specs []Spec) error {
 			s.detach(name, old)
 		}
 	}
-	return errors.Join(errs...)
+	return failed
 }
 
 func (s *Set) detach(name string, old running) {
@@ -115,8 +113,7 @@ func (s *Set) Run(ctx context.Context) error {
 	if err := w.Add(filepath.Dir(s.opts.Path)); err != nil {
 		return fmt.Errorf("watch servers file: %w", err)
 	}
-	quiet := time.NewTimer(settle)
-	quiet.Stop()
+	quiet := time.NewTimer(settle) // once at first: the file may have changed since Open read it
 	for {
 		select {
 		case <-ctx.Done():
@@ -142,11 +139,8 @@ func (s *Set) reload() {
 		s.opts.Logger.Error("servers file not taken; what runs goes on", "err", err)
 		return
 	}
-	if err := s.apply(specs); err != nil {
-		s.opts.Logger.Error("servers file taken in part", "err", err)
-		return
-	}
-	s.opts.Logger.Info("servers file taken", "servers", len(specs))
+	failed := s.apply(specs)
+	s.opts.Logger.Info("servers file taken", "servers", len(specs)-failed, "not_attached", failed)
 }
 
 // Close detaches every server, all at once.
