@@ -2,6 +2,7 @@ package gosdk_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -109,5 +110,66 @@ func TestBackend(t *testing.T) {
 	}
 	for s := range server.Sessions() {
 		t.Errorf("session %q is left", s.ID())
+	}
+}
+
+func serve(t *testing.T, b router.Backend, era router.Era, session, version, text string) (*router.Reply, error) {
+	t.Helper()
+	m, err := jsonrpc.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Serve(t.Context(), &router.Request{Era: era, Session: session, Version: version, Message: m}, router.Discard)
+}
+
+// Names that can't stand in a header as they are reach the server all the same.
+func TestNamesBeyondASCII(t *testing.T) {
+	server := lengthServer()
+	names := []string{"größe", " x ", "a\nb", "=?base64?eA==?="}
+	for _, name := range names {
+		server.AddPrompt(&mcp.Prompt{Name: name}, func(context.Context, *mcp.GetPromptRequest) (*mcp.GetPromptResult, error) {
+			return &mcp.GetPromptResult{Description: "found"}, nil
+		})
+	}
+	b, err := gosdk.New(router.NewInstanceID(), server, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	const meta = `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}`
+	for _, name := range names {
+		text := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":%q,%s}}`, name, meta)
+		reply, err := serve(t, b, router.EraModern, "", router.Version20260728, text)
+		if err != nil || !strings.Contains(string(reply.Body), "found") {
+			t.Errorf("%q: %+v, %v", name, reply, err)
+		}
+	}
+}
+
+func TestLegacyErrors(t *testing.T) {
+	b, err := gosdk.New(router.NewInstanceID(), lengthServer(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	reply, err := serve(t, b, router.EraLegacy, "", "", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+	if err != nil || reply.Status != http.StatusBadRequest || !strings.Contains(string(reply.Body), "Mcp-Session-Id is required") || !strings.Contains(string(reply.Body), "-32600") {
+		t.Errorf("without a session: %+v, %v", reply, err)
+	}
+	reply, err = serve(t, b, router.EraLegacy, "", "", `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}`)
+	if err != nil || reply.Session == "" {
+		t.Fatalf("initialize: %+v, %v", reply, err)
+	}
+	session := reply.Session
+	if _, err := serve(t, b, router.EraLegacy, session, "", `{"jsonrpc":"2.0","method":"notifications/initialized"}`); err != nil {
+		t.Fatal(err)
+	}
+	reply, err = serve(t, b, router.EraLegacy, session, "", `{"jsonrpc":"2.0","id":"q","method":"no/such"}`)
+	if err != nil || string(reply.Body) != `{"jsonrpc":"2.0","id":"q","error":{"code":-32601,"message":"method not found: \"no/such\""}}` {
+		t.Errorf("unknown method: %s, %v", reply.Body, err)
+	}
+	_, err = serve(t, b, router.EraLegacy, session, "", `{"jsonrpc":"2.0","id":2,"method":"tools/call"}`)
+	if err == nil || strings.Contains(err.Error(), "in-process") {
+		t.Errorf("without params: %v, want no address in it", err)
 	}
 }

@@ -19,6 +19,10 @@ const (
 	pipeSize  = 256 << 10 // unread bytes after which the handler waits for the reader
 )
 
+// InProcessURL is the address for a server reached through [InProcess]. It means
+// nothing to a client, so errors do not name it.
+const InProcessURL = "http://in-process/mcp"
+
 // InProcess returns a RoundTripper that calls h directly: the same HTTP, without
 // a network. The response is returned as soon as h flushes, has written some
 // KiB, or returns. The request's context ends with the caller's, and when the

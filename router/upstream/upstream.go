@@ -206,6 +206,9 @@ func (b *Backend) errClosed() error {
 // which may hold some.
 func (b *Backend) where() string {
 	u := *b.target.Load()
+	if u.String() == InProcessURL {
+		return "the server"
+	}
 	u.RawQuery = ""
 	return u.Redacted()
 }
