@@ -61,7 +61,7 @@ func (b *Backend) post(ctx context.Context, c *call) (*router.Reply, error) {
 		return b.stream(ctx, c, resp)
 	default:
 		resp.Body.Close()
-		return nil, router.Errorf(router.ErrBackend, "%s answered %s with HTTP %d and content type %q instead of JSON or an event stream; check that the URL is an MCP endpoint", b.where(), c.req.Method(), resp.StatusCode, clip(kind, 80))
+		return nil, misspoken(c, "%s answered %s with HTTP %d and content type %q instead of JSON or an event stream; check that the URL is an MCP endpoint", b.where(), c.req.Method(), resp.StatusCode, clip(kind, 80))
 	}
 }
 
@@ -84,7 +84,20 @@ func (b *Backend) single(ctx context.Context, c *call, resp *http.Response) (*ro
 }
 
 func (b *Backend) errJunk(c *call, why string) error {
-	return router.Errorf(router.ErrBackend, "%s answered %s with something else than its JSON-RPC response: %s", b.where(), c.req.Method(), clip(why, 200))
+	return misspoken(c, "%s answered %s with something else than its JSON-RPC response: %s", b.where(), c.req.Method(), clip(why, 200))
+}
+
+// misspoken is the error for an answer that is no MCP, to a request that did
+// arrive. Only of the handshake, and of what asks for nothing, it is certain that
+// nothing was executed, which is what [router.ErrBackend] promises.
+func misspoken(c *call, format string, args ...any) error {
+	switch c.req.Method() {
+	case "", "initialize", "server/discover", "ping":
+		return router.Errorf(router.ErrBackend, format, args...)
+	}
+	e := router.Errorf(router.ErrOutcomeUnknown, format+"; it may have been executed, check before you repeat it", args...)
+	e.Status = http.StatusBadGateway
+	return e
 }
 
 // exchange sends c and returns the response, whatever its status. The payload
@@ -202,8 +215,17 @@ func (b *Backend) refused(ctx context.Context, c *call, resp *http.Response) (*r
 	if e := looseError(body); e != nil { // an error object without the id that JSON-RPC demands
 		return &router.Reply{Body: jsonrpc.NewError(c.id, e.Code, e.Message, e.Data), Status: resp.StatusCode}, nil
 	}
-	return nil, b.errStatus(resp.StatusCode, bodyText(body))
+	text := bodyText(body)
+	if resp.StatusCode == http.StatusBadRequest && strings.HasPrefix(text, notHandled) && c.req.Message != nil {
+		e := jsonrpc.NewError(c.id, jsonrpc.CodeMethodNotFound, fmt.Sprintf("method not found: %.100q", c.req.Message.Method), nil)
+		return &router.Reply{Body: e, Status: resp.StatusCode}, nil
+	}
+	return nil, b.errStatus(resp.StatusCode, text)
 }
+
+// notHandled begins the page by which the Go SDK answers a method that it does
+// not know, in a session; a client shall see the JSON-RPC error that is meant.
+const notHandled = "JSON RPC not handled"
 
 type rpcError struct {
 	Code    int             `json:"code"`

@@ -45,13 +45,13 @@ func TestMisbehaving(t *testing.T) {
 		status int
 		text   string
 	}{
-		{"junk", page(200, "application/json", "{{{"), router.ErrBackend, 502, "JSON-RPC"},
-		{"empty", page(200, "application/json", ""), router.ErrBackend, 502, "JSON-RPC"},
-		{"another's response", page(200, "application/json", `{"jsonrpc":"2.0","id":2,"result":{}}`), router.ErrBackend, 502, "not the response"},
-		{"a request", page(200, "application/json", `{"jsonrpc":"2.0","id":1,"method":"ping"}`), router.ErrBackend, 502, "not the response"},
-		{"html", page(200, "text/html; charset=utf-8", "<html>"), router.ErrBackend, 502, `"text/html"`},
-		{"no content", page(204, "", ""), router.ErrBackend, 502, "204"},
-		{"accepted", page(202, "", ""), router.ErrBackend, 502, "202"},
+		{"junk", page(200, "application/json", "{{{"), router.ErrOutcomeUnknown, 502, "JSON-RPC"},
+		{"empty", page(200, "application/json", ""), router.ErrOutcomeUnknown, 502, "JSON-RPC"},
+		{"another's response", page(200, "application/json", `{"jsonrpc":"2.0","id":2,"result":{}}`), router.ErrOutcomeUnknown, 502, "not the response"},
+		{"a request", page(200, "application/json", `{"jsonrpc":"2.0","id":1,"method":"ping"}`), router.ErrOutcomeUnknown, 502, "not the response"},
+		{"html", page(200, "text/html; charset=utf-8", "<html>"), router.ErrOutcomeUnknown, 502, `"text/html"`},
+		{"no content", page(204, "", ""), router.ErrOutcomeUnknown, 502, "204"},
+		{"accepted", page(202, "", ""), router.ErrOutcomeUnknown, 502, "202"},
 		{"400", page(400, "text/plain", "bad\n\n  thing"), invalidRequest, 400, ": bad thing"},
 		{"401", page(401, "text/plain", "who?"), router.ErrBackend, 502, "credentials"},
 		{"403", page(403, "text/plain", "no"), invalidRequest, 403, "403"},
@@ -68,7 +68,7 @@ func TestMisbehaving(t *testing.T) {
 		{"large body", page(200, "application/json", `{"jsonrpc":"2.0","id":1,"result":"`+big+`"}`), router.ErrTooLarge, 413, "executed"},
 		{"large event", events("data: {\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":\"" + big + "\"}\n\n"), router.ErrTooLarge, 413, "executed"},
 		{"large error", page(400, "application/json", `{"jsonrpc":"2.0","id":1,"error":"`+big+`"}`), router.ErrTooLarge, 413, ""},
-		{"junk event", events("data: hello\n\n"), router.ErrBackend, 502, "JSON-RPC"},
+		{"junk event", events("data: hello\n\n"), router.ErrOutcomeUnknown, 502, "JSON-RPC"},
 		{"no response", events(": x\n\n"), router.ErrOutcomeUnknown, 200, "ended"},
 		{"half an event", events("data: {\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":{}}\n"), router.ErrOutcomeUnknown, 200, "ended"},
 		{"breaks off in JSON", abort("application/json", `{"jsonrpc"`), router.ErrOutcomeUnknown, 200, "broke off"},
@@ -101,6 +101,7 @@ func TestErrorReplies(t *testing.T) {
 		{"null id", `{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"no"}}`, `{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"no"}}`, 400},
 		{"no id", `{"jsonrpc":"2.0","error":{"code":-32020,"message":"no"}}`, `{"jsonrpc":"2.0","id":1,"error":{"code":-32020,"message":"no"}}`, 400},
 		{"unknown method", `{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}`, `{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}`, 404},
+		{"the Go SDK's unknown method", `JSON RPC not handled: "tools/call" unsupported`, `{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"method not found: \"tools/call\""}}`, 400},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			each(t, func(t *testing.T, transport string) {
