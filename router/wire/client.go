@@ -184,6 +184,11 @@ func publishError(req *router.Request, size int, err error) error {
 	if errors.Is(err, nats.ErrMaxPayload) {
 		return router.Errorf(router.ErrTooLarge, "a message of %d bytes for %s is larger than the fabric carries", size, req.Server)
 	}
+	switch {
+	case errors.Is(err, nats.ErrHeadersNotSupported), errors.Is(err, nats.ErrReconnectBufExceeded):
+		// What nats.go says of a connection that was never made, or is lost.
+		return router.Errorf(router.ErrUnavailable, "can't send to %s: not connected to NATS; nothing was executed", req.Server)
+	}
 	return router.Errorf(router.ErrUnavailable, "can't send to %s: %v; nothing was executed", req.Server, err)
 }
 
