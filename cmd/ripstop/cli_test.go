@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -295,6 +297,19 @@ func TestUnreachable(t *testing.T) {
 	f, _ := newFakeFabric(t, false)
 	f.err = router.Errorf(router.ErrUnavailable, "no node here")
 	cli(t, f, "", "ls").wantErr(t, exitUnreachable, "the registry: no node here", "try: ripstop start")
+}
+
+// Starting a node, as is said when none is there, would not help here.
+func TestWrongToken(t *testing.T) {
+	dial := func(context.Context, clientSettings) (fabricClient, error) {
+		return nil, errors.New("connect to nats://x: nats: Authorization Violation") // as nats.go says it
+	}
+	cliContext(t.Context(), dial, nil, "ls").wantErr(t, exitUnreachable, "it wants a token", "try: --token-file FILE")
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte(strings.Repeat("t", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cliContext(t.Context(), dial, nil, "ls", "--token-file", path).wantErr(t, exitUnreachable, "it refuses the token")
 }
 
 func TestSlowDial(t *testing.T) {

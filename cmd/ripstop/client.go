@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -108,10 +111,22 @@ func connect(ctx context.Context, cmd *cobra.Command, dial dialFunc) (fabricClie
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, explain("the fabric at "+s.URLs, ctx.Err())
+	case err != nil && refusesToken(err):
+		why, try := "it wants a token", "--token-file FILE, with the token that the node was started with"
+		if s.Token != "" {
+			why = "it refuses the token of --token-file"
+		}
+		return nil, &failure{code: exitUnreachable, what: "the fabric at " + s.URLs, why: why, try: try}
 	case err != nil:
 		return nil, &failure{code: exitUnreachable, what: "the fabric can't be reached", why: err.Error(), try: "ripstop start"}
 	}
 	return c, nil
+}
+
+// refusesToken says whether err is a NATS server's refusal of credentials. While
+// it connects, nats.go passes the server's words on as a text.
+func refusesToken(err error) bool {
+	return errors.Is(err, nats.ErrAuthorization) || strings.Contains(strings.ToLower(err.Error()), nats.AUTHORIZATION_ERR)
 }
 
 // open starts an MCP session with a server of the fabric.

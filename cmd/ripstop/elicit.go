@@ -154,6 +154,7 @@ func (e *elicitor) choose(ctx context.Context, question string) (*mcp.ElicitResu
 		case "c", "cancel":
 			return &mcp.ElicitResult{Action: actionCancel}, nil
 		}
+		e.console.say("    answer y, n or c first; a field is asked for after y")
 	}
 }
 

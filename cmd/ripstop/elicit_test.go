@@ -39,7 +39,7 @@ func TestElicitOnTerminal(t *testing.T) {
 		{"some by flag", "y\n\n\n\n", map[string]string{"name": "Bob"}, "accept", `{"colour":"green","name":"Bob"}`, nil},
 		{"wrong flag", "", map[string]string{"age": "-1"}, "decline", `null`, []string{"--answer age: "}},
 		{"declined", "n\n", nil, "decline", `null`, nil},
-		{"cancelled", "what\nc\n", nil, "cancel", `null`, nil},
+		{"cancelled", "what\nc\n", nil, "cancel", `null`, []string{"answer y, n or c first"}},
 		{"closed at once", "", nil, "cancel", `null`, nil},
 		{"closed halfway", "y\nAnn\n", nil, "cancel", `null`, nil},
 	} {
