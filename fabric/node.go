@@ -35,6 +35,7 @@ type Node struct {
 	user  credentials
 
 	member *membership // nil on a node on its own
+	access access
 }
 
 // credentials are made anew at every start, for connections of this process.
@@ -98,6 +99,7 @@ func (n *Node) start(ctx context.Context, opts Options, host string, port int) e
 	if err != nil {
 		return fmt.Errorf("configure NATS server: %w", err)
 	}
+	n.guard(srv, so, opts)
 	bridge := newLogBridge(opts.Logger)
 	srv.SetLoggerV2(bridge, false, false, false)
 	n.srv = srv
@@ -105,7 +107,7 @@ func (n *Node) start(ctx context.Context, opts Options, host string, port int) e
 	if err := awaitReady(ctx, srv, bridge); err != nil {
 		return err
 	}
-	n.url = "nats://" + srv.Addr().String()
+	n.url = scheme(so) + srv.Addr().String()
 	if n.sys, err = n.connectAs(userSystem, "node", n.user.system); err != nil {
 		return err
 	}

@@ -29,12 +29,16 @@ type Options struct {
 	Addr    string // client listener, host:port; port 0 picks a free one
 	DataDir string // created if missing, locked while the node runs
 	Tokens  Tokens
+	Users   []User   // of account MCP, besides the roles
+	TLS     *TLS     // of the client listener; nil = in clear
+	Verify  bool     // with TLS: demand a certificate of clients
 	Cluster *Cluster // nil = a node on its own
 	Logger  *slog.Logger
 }
 
 // Tokens are the passwords of the built-in roles, which are NATS users of the
-// same names. Without a client's token whoever can connect may use MCP.
+// same names. Without a client's token and users whoever can connect may use
+// MCP.
 type Tokens struct {
 	Client   string // MCP: calls servers
 	Agent    string // MCP: attaches servers, and calls them; "" = Client
@@ -48,6 +52,7 @@ type Cluster struct {
 	Peers     []string // cluster addresses, host:port; one may stand for many
 	Voters    []string // names of the first voters; nil = the nodes at Peers
 	Secret    string   // shared by all nodes of the cluster; "" = none
+	TLS       *TLS     // of routes, which both sides verify; nil = in clear
 
 	Timing raft.Timing // the same on every node; zero = raft.LAN()
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -49,41 +48,50 @@ type m = map[string]any
 
 // accounts is the part of the configuration that Options fields can't say:
 // JetStream for one account.
-func (n *Node) accounts(t Tokens) m {
+func (n *Node) accounts(t Tokens, users []User) m {
+	open := t.Client == "" && len(users) == 0
 	if t.Agent == "" {
 		t.Agent = t.Client
 	}
 	if t.Operator == "" {
 		t.Operator = t.Client
 	}
-	if t.Operator == "" { // open to all; the nats CLI takes a user without a password for a token
+	if t.Operator == "" && open { // the nats CLI takes a user without a password for a token
 		t.Operator = roleOperator
+	}
+	// A role without a token is there only where all are open.
+	role := func(name, token string, may m) []any {
+		if token == "" && !open {
+			return nil
+		}
+		return []any{m{"user": name, "password": token, "permissions": may}}
 	}
 	conf := m{
 		"system_account": accountSystem,
 		"accounts": m{
 			accountSystem: m{"users": []any{m{"user": userSystem, "password": n.user.system}}},
-			accountFabric: m{"jetstream": "enabled", "users": []any{
+			accountFabric: m{"jetstream": "enabled", "users": append(
+				role(roleOperator, t.Operator, operatorMay),
 				m{"user": userFabric, "password": n.user.fabric},
-				m{"user": roleOperator, "password": t.Operator, "permissions": operatorMay},
-			}},
-			accountMCP: m{"users": []any{
-				m{"user": userEdge, "password": n.user.edge},
-				m{"user": roleClient, "password": t.Client, "permissions": may(t.Client, clientMay)},
-				m{"user": roleAgent, "password": t.Agent, "permissions": may(t.Client, agentMay)},
-			}},
+			)},
+			accountMCP: m{"users": slices.Concat(
+				[]any{m{"user": userEdge, "password": n.user.edge}},
+				role(roleClient, t.Client, may(open, clientMay)),
+				role(roleAgent, t.Agent, may(open, agentMay)),
+				usersConfig(users),
+			)},
 		},
 	}
-	if t.Client == "" {
+	if open {
 		conf["no_auth_user"] = roleClient
 	}
 	return conf
 }
 
-// may is what a role is allowed. Without a token everyone is the role client,
-// agents too: then the roles tell nobody apart.
-func may(clientToken string, role m) m {
-	if clientToken == "" {
+// may is what a role is allowed. Where everyone is let in, and is the role
+// client, agents too, the roles tell nobody apart.
+func may(open bool, role m) m {
+	if open {
 		return m{"publish": ">", "subscribe": ">"}
 	}
 	return role
@@ -93,11 +101,11 @@ func may(clientToken string, role m) m {
 var (
 	clientMay = m{
 		"publish":   []string{"mcp.v1.req.>", "mcp.v1.ctl.>", "ripstop.v1.registry.list", "$SRV.>"},
-		"subscribe": []string{"_INBOX.>"},
+		"subscribe": othersInboxes,
 	}
 	agentMay = m{
 		"publish":   []string{"mcp.v1.>", "ripstop.v1.agent.>", "ripstop.v1.registry.>", "$SRV.>", "_INBOX.>"},
-		"subscribe": []string{"mcp.v1.>", "ripstop.v1.registry.census", "$SRV.>", "_INBOX.>"},
+		"subscribe": append([]string{"mcp.v1.>", "ripstop.v1.registry.census", "$SRV.>"}, othersInboxes...),
 	}
 	// The operator reads, and asks nodes to act; what it may not do is write a
 	// bucket.
@@ -112,15 +120,9 @@ var (
 )
 
 func (n *Node) serverOptions(opts Options, host string, port int) (*server.Options, error) {
-	var text strings.Builder // the configuration language takes JSON, but for \u escapes
-	enc := json.NewEncoder(&text)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(n.accounts(opts.Tokens)); err != nil {
-		return nil, fmt.Errorf("configure NATS server: %w", err)
-	}
-	so := &server.Options{}
-	if err := so.ProcessConfigString(text.String()); err != nil {
-		return nil, fmt.Errorf("configure NATS server: %w", err)
+	so, err := parse(n.accounts(opts.Tokens, opts.Users))
+	if err != nil {
+		return nil, err
 	}
 	so.ServerName = n.Name()
 	so.Host, so.Port = host, port
@@ -134,6 +136,9 @@ func (n *Node) serverOptions(opts Options, host string, port int) (*server.Optio
 	so.JetStreamDomain = n.Region()
 	so.StoreDir = filepath.Join(n.dir.path, "jetstream")
 	so.SyncAlways = true // an acknowledged write survives power loss
+	if opts.TLS != nil {
+		so.TLSConfig = opts.TLS.Listener(opts.clientAuth())
+	}
 	if opts.Cluster == nil {
 		return so, nil
 	}
@@ -148,6 +153,9 @@ func clusterOptions(so *server.Options, c *Cluster, region string) error {
 	so.Cluster = server.ClusterOpts{
 		Name: clusterName(region), Host: host, Port: port, Advertise: c.Advertise,
 		Username: "route", Password: c.password(region),
+	}
+	if c.TLS != nil {
+		so.Cluster.TLSConfig = c.TLS.Routes()
 	}
 	c.Timing.Configure(so)
 	so.Routes = c.routes(so.Cluster.Username, so.Cluster.Password)
