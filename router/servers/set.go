@@ -35,6 +35,8 @@ const settle = 100 * time.Millisecond
 type Set struct {
 	opts Options
 
+	opened []Spec // as Open read them
+
 	mu      sync.Mutex
 	running map[string]running
 }
@@ -53,6 +55,7 @@ func Open(opts Options) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.opened = specs
 	s.apply(specs)
 	return s, nil
 }
@@ -113,7 +116,11 @@ func (s *Set) Run(ctx context.Context) error {
 	if err := w.Add(filepath.Dir(s.opts.Path)); err != nil {
 		return fmt.Errorf("watch servers file: %w", err)
 	}
-	quiet := time.NewTimer(settle) // once at first: the file may have changed since Open read it
+	if specs, err := Load(s.opts.Path); err != nil || !reflect.DeepEqual(specs, s.opened) {
+		s.reload() // it changed before it was watched
+	}
+	quiet := time.NewTimer(settle)
+	quiet.Stop()
 	for {
 		select {
 		case <-ctx.Done():
