@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"ripstop/fabric"
+	"ripstop/failover/nodes"
 	"ripstop/kv"
 	"ripstop/router"
 	"ripstop/router/agent"
@@ -40,10 +42,12 @@ const sweepEvery = 5 * time.Second
 // close undoes them in reverse: edges, then servers, then NATS.
 type node struct {
 	settings *nodeSettings
+	started  time.Time
 	log      *slog.Logger
 	metrics  *prometheus.Registry
 
 	fabric    *fabric.Node
+	nodes     atomic.Pointer[nodes.Runner] // asked for a report before it is there
 	registry  *kv.Registry
 	registrar *kv.Registrar
 	client    *wire.Client
@@ -52,6 +56,8 @@ type node struct {
 	edge      *edge.Edge
 	http      *http.Server
 	httpURL   string
+
+	metPeers atomic.Bool // another node of the cluster was reached
 
 	mu     sync.Mutex
 	agents []*hosted
@@ -64,7 +70,7 @@ type node struct {
 
 // openNode starts every part. On error nothing is left running.
 func openNode(ctx context.Context, s *nodeSettings) (*node, error) {
-	n := &node{settings: s, log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
+	n := &node{settings: s, started: time.Now().UTC(), log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if s.Servers != "" { // said before anything runs
@@ -105,6 +111,9 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 		return err
 	}
 	if err := n.openRegistry(ctx); err != nil {
+		return err
+	}
+	if err := n.watchNodes(); err != nil {
 		return err
 	}
 	if n.client, err = wire.NewClient(n.fabric.MCP()); err != nil {
@@ -319,6 +328,9 @@ func (n *node) close(ctx context.Context) error {
 		errs = append(errs, a.Close(ctx))
 	}
 	n.wg.Wait()
+	if w := n.nodes.Load(); w != nil {
+		errs = append(errs, w.Close())
+	}
 	if n.client != nil {
 		n.client.Close()
 	}

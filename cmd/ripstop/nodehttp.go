@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"ripstop/failover"
 	"ripstop/router/edge"
 )
 
@@ -47,42 +48,68 @@ func notFound(w http.ResponseWriter, _ *http.Request) {
 type state struct {
 	Status  string   `json:"status"` // "ok", or what is wrong
 	Node    string   `json:"node"`
-	Mode    string   `json:"mode"`
+	Region  string   `json:"region"`
+	Mode    string   `json:"mode"` // standalone, voter or relay
+	Gate    string   `json:"gate"` // writable, read_only or standalone: whether buckets can be written from here
 	Version string   `json:"version"`
 	Servers []string `json:"servers"`
+	Nodes   []string `json:"nodes_up,omitempty"`
 	Reason  string   `json:"reason,omitempty"`
 }
 
-func (n *node) state() state {
-	return state{Status: "ok", Node: n.fabric.Name(), Mode: "standalone", Version: buildVersion(), Servers: n.members()}
+func (n *node) state() (s state, gateErr error) {
+	s = state{Status: "ok", Node: n.fabric.Name(), Region: n.fabric.Region(), Mode: "standalone", Version: buildVersion(), Servers: n.members()}
+	s.Gate, gateErr = n.gate()
+	if n.fabric.Clustered() {
+		s.Mode = string(n.report().Role)
+		for _, other := range n.nodes.Load().View() {
+			if other.State == failover.Up {
+				s.Nodes = append(s.Nodes, other.Name)
+			}
+		}
+	}
+	return s, gateErr
 }
 
-// health answers 200 while the node can do its work, 503 with a reason else.
+// health answers 200 while the node can do its work, 503 with a reason else: it
+// is on the side of a partition that can't write, it reaches nobody, or its
+// store has failed.
 func (n *node) health(w http.ResponseWriter, _ *http.Request) {
-	s := n.state()
-	if err := n.fabric.StorageError(); err != nil {
+	s, gateErr := n.state()
+	if err := errors.Join(n.fabric.StorageError(), gateErr); err != nil {
 		s.Status, s.Reason = "unhealthy", err.Error()
 	}
 	writeState(w, s)
 }
 
-// readiness answers 200 once everything the node hosts is registered, and 503
-// while it drains.
+// readiness answers 200 once the node has caught up and everything it hosts is
+// registered, and 503 while it drains.
 func (n *node) readiness(w http.ResponseWriter, _ *http.Request) {
-	s := n.state()
-	if n.ctx.Err() != nil {
+	s, gateErr := n.state()
+	switch waiting := n.unregistered(); {
+	case n.ctx.Err() != nil:
 		s.Status, s.Reason = "draining", "the node is shutting down"
+	case gateErr != nil:
+		s.Status, s.Reason = "starting", gateErr.Error()
+	case waiting != "":
+		s.Status, s.Reason = "starting", "server "+waiting+" is not registered yet"
 	}
+	writeState(w, s)
+}
+
+// unregistered names a server of this node's own that is not in the registry
+// yet; "" if there is none.
+func (n *node) unregistered() string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range n.agents {
 		select {
 		case <-a.Registered():
 		default:
-			s.Status, s.Reason = "starting", "server "+a.Server()+" is not registered yet"
+			return a.Server()
 		}
 	}
-	writeState(w, s)
+	return ""
 }
 
 func writeState(w http.ResponseWriter, s state) {

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"ripstop/fabric/raft"
+	"ripstop/failover"
+	"ripstop/failover/nodes"
+)
+
+// watchNodes starts watching the other nodes.
+func (n *node) watchNodes() error {
+	var voters []string
+	if n.settings.Cluster != nil {
+		voters = n.settings.Cluster.Voters
+	}
+	w, err := nodes.Open(nodes.Options{
+		Conn: n.fabric.Fabric(), Name: n.fabric.Name(), Self: n.report, Voters: voters,
+		Config: n.settings.Monitor, Metrics: n.metrics, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.nodes.Store(w)
+	routes := n.fabric.Routes()
+	if routes == nil {
+		return nil
+	}
+	if err := w.WatchSystem(n.fabric.System()); err != nil {
+		return fmt.Errorf("watch nodes: %w", err)
+	}
+	n.wg.Go(func() { n.followRoutes(routes, w) })
+	n.wg.Go(func() { n.followGate(w) })
+	return nil
+}
+
+// followRoutes tells the monitor of routes that come and go.
+func (n *node) followRoutes(routes *raft.Watcher, w *nodes.Runner) {
+	sub := routes.Subscribe()
+	defer sub.Close()
+	for {
+		e, err := sub.Next(n.ctx)
+		if err != nil {
+			return
+		}
+		if e.Kind == raft.Up {
+			n.metPeers.Store(true)
+			w.RouteUp(e.Peer.Name)
+		} else {
+			w.RouteDown(e.Peer.Name, e.Dead)
+		}
+	}
+}
+
+// gateEvery is how often the gate is looked at. Raft says nowhere that a quorum
+// is lost, so it is asked; the answer is in memory.
+const gateEvery = 200 * time.Millisecond
+
+// followGate says when the gate moves.
+func (n *node) followGate(w *nodes.Runner) {
+	tick := time.NewTicker(gateEvery)
+	defer tick.Stop()
+	was := ""
+	for {
+		if is, why := n.gate(); is != was {
+			if why != nil {
+				n.log.Warn("write gate", "state", is, "was", was, "why", why)
+			} else {
+				n.log.Info("write gate", "state", is, "was", was)
+			}
+			was = is
+			w.Changed()
+		}
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// report is what this node says of itself to the others.
+func (n *node) report() failover.Report {
+	r := failover.Report{
+		Region: n.fabric.Region(), Role: failover.Relay, ServerID: n.fabric.Server().ID(),
+		Incarnation: n.fabric.Incarnation(), Started: n.started,
+		Draining: n.ctx.Err() != nil, Clients: n.fabric.Connections(), Instances: len(n.registry.All()),
+	}
+	if n.fabric.Voter() {
+		r.Role = failover.Voter
+		r.MetaLeader = raft.MetaLeader(n.fabric.Server())
+		for _, g := range raft.Groups(n.fabric.Server()) {
+			if g.Leads && g.Stream != "" {
+				r.Leads = append(r.Leads, g.Stream)
+			}
+		}
+	}
+	if routes := n.fabric.Routes(); routes != nil {
+		for _, p := range routes.Peers() {
+			r.Routes = append(r.Routes, p.Name)
+		}
+	}
+	var why error
+	r.Gate, why = n.gate()
+	r.Ready = !r.Draining && why == nil && n.unregistered() == ""
+	for _, err := range []error{why, n.fabric.StorageError()} {
+		if err != nil {
+			r.Problems = append(r.Problems, err.Error())
+		}
+	}
+	return r
+}
+
+// errMinority says why a node does not write.
+var (
+	errMinority = errors.New("no leader is known: this node is on a side of a partition without the majority of the votes, or too many voters are down")
+	errAlone    = errors.New("no other node of the cluster has been reached since the start")
+)
+
+// gate says whether buckets can be written from here, and why not. A relay
+// knows no leader of its own: it goes by what voters say.
+func (n *node) gate() (state string, why error) {
+	routes := n.fabric.Routes()
+	switch {
+	case routes == nil:
+		return failover.GateWritable, nil
+	case n.fabric.Voter() && raft.MetaLeader(n.fabric.Server()) != "":
+		return failover.GateWritable, nil
+	case n.fabric.Voter() && len(routes.Peers()) == 0 && !n.metPeers.Load():
+		return failover.GateStandalone, errAlone
+	case n.fabric.Voter():
+		return failover.GateReadOnly, errMinority
+	}
+	if w := n.nodes.Load(); w != nil {
+		for _, s := range w.View() {
+			if s.State == failover.Up && s.Report.Role == failover.Voter && s.Report.Gate == failover.GateWritable {
+				return failover.GateWritable, nil
+			}
+		}
+	}
+	return failover.GateReadOnly, errMinority
+}
