@@ -1,0 +1,214 @@
+package admin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"ripstop/fabric/raft"
+)
+
+// stateFor bounds how long servers are asked for their state: one that hangs
+// must not hold up the rest.
+const stateFor = time.Second
+
+// system asks the servers of the cluster, through the system account, so that
+// any node can, one without JetStream too.
+type system struct {
+	sys    *nats.Conn
+	fabric *nats.Conn
+}
+
+// groups returns the Raft groups as their leaders see them, the meta group
+// first; a group whose leader does not answer is returned as others see it.
+// expect is how many servers should answer.
+func (s *system) groups(ctx context.Context, expect int) ([]Group, error) {
+	replies, err := s.ask(ctx, "$SYS.REQ.SERVER.PING.JSZ", server.JSzOptions{Accounts: true, Streams: true}, expect)
+	if err != nil {
+		return nil, fmt.Errorf("ask the servers for their state: %w", err)
+	}
+	found := map[string]Group{}
+	for _, data := range replies {
+		var z struct {
+			Server server.ServerInfo `json:"server"`
+			Data   *server.JSInfo    `json:"data"`
+		}
+		if err := json.Unmarshal(data, &z); err != nil {
+			return nil, fmt.Errorf("read a server's state: %w", err)
+		}
+		if z.Data != nil {
+			merge(found, z.Server.Name, z.Data)
+		}
+	}
+	list := slices.Collect(maps.Values(found))
+	slices.SortFunc(list, func(a, b Group) int {
+		if a.Name == MetaGroup || b.Name == MetaGroup {
+			return map[bool]int{true: -1, false: 1}[a.Name == MetaGroup]
+		}
+		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Name, b.Name))
+	})
+	return list, nil
+}
+
+// merge adds what the server called name says. Of a group that several tell of,
+// what its leader says counts.
+func merge(found map[string]Group, name string, z *server.JSInfo) {
+	put := func(g Group) {
+		key := g.Account + " " + g.Name
+		if old, ok := found[key]; !ok || g.Leader == name || old.Leader == "" {
+			found[key] = g
+		}
+	}
+	if m := z.Meta; m != nil && m.Size > 0 {
+		put(newGroup(MetaGroup, "", m.Leader, m.Replicas))
+	}
+	for _, a := range z.AccountDetails {
+		for _, st := range a.Streams {
+			leader, replicas := name, []*server.PeerInfo(nil) // not clustered
+			var since time.Time
+			if c := st.Cluster; c != nil && (c.RaftGroup != "" || len(c.Replicas) > 0 || c.Leader == "") {
+				leader, replicas = c.Leader, c.Replicas
+				if c.LeaderSince != nil {
+					since = *c.LeaderSince
+				}
+			}
+			g := newGroup(st.Name, a.Name, leader, replicas)
+			g.Since, g.Messages, g.Bytes = since, st.State.Msgs, st.State.Bytes
+			put(g)
+		}
+	}
+}
+
+func newGroup(name, account, leader string, peers []*server.PeerInfo) Group {
+	g := Group{Name: name, Account: account, Leader: leader}
+	if leader != "" {
+		g.Replicas = append(g.Replicas, Replica{Node: leader, Peer: raft.PeerID(leader), Current: true})
+	}
+	for _, p := range peers {
+		if p.Name == leader && leader != "" {
+			continue // a follower lists it among the others
+		}
+		g.Replicas = append(g.Replicas, Replica{Node: p.Name, Peer: p.Peer, Current: p.Current, Offline: p.Offline, Lag: p.Lag, Seen: p.Active.Seconds()})
+	}
+	slices.SortFunc(g.Replicas, func(a, b Replica) int { return cmp.Compare(a.Node, b.Node) })
+	return g
+}
+
+// ask sends one request to all servers and returns the answers of as many as
+// expected, or of those that answered in time.
+func (s *system) ask(ctx context.Context, subject string, body any, expect int) ([][]byte, error) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stateFor)
+	defer cancel()
+	inbox := s.sys.NewInbox()
+	sub, err := s.sys.SubscribeSync(inbox)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection has ended
+	if err := s.sys.PublishRequest(subject, inbox, data); err != nil {
+		return nil, err
+	}
+	var replies [][]byte
+	for len(replies) < expect {
+		m, err := sub.NextMsgWithContext(ctx)
+		switch {
+		case err == nil:
+			replies = append(replies, m.Data)
+		case len(replies) > 0:
+			return replies, nil
+		default:
+			return nil, err
+		}
+	}
+	return replies, nil
+}
+
+// api sends a request to JetStream. What it refuses is an *Error; an answer that
+// does not come leaves the outcome open.
+func (s *system) api(ctx context.Context, nc *nats.Conn, subject string, body any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	m, err := nc.RequestWithContext(ctx, subject, data)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return errorf(CodeNoQuorum, "ripstop status", "no server of the cluster runs JetStream")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		return errorf(CodeUnknown, "ripstop status", "no leader answered %s in time: it may have happened, or may not", subject)
+	case err != nil:
+		return fmt.Errorf("request %s: %w", subject, err)
+	}
+	var resp struct {
+		Error *server.ApiError `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &resp); err != nil {
+		return fmt.Errorf("read the answer of %s: %w", subject, err)
+	}
+	if resp.Error == nil {
+		return nil
+	}
+	code := CodeFailed
+	switch resp.Error.Code {
+	case 404:
+		code = CodeNotFound
+	case 503:
+		code = CodeNoQuorum
+	case 400:
+		code = CodeRefused
+	}
+	return errorf(code, "ripstop status", "JetStream refused %s: %s (%d)", subject, resp.Error.Description, resp.Error.ErrCode)
+}
+
+// removePeer takes a server out of the meta group, by its peer id: after a cold
+// start the leader does not know the names of servers it has not heard from.
+func (s *system) removePeer(ctx context.Context, peer string) error {
+	return s.api(ctx, s.sys, server.JSApiRemoveServer, server.JSApiMetaServerRemoveRequest{Peer: peer})
+}
+
+// evacuate moves the replicas of a server to others.
+func (s *system) evacuate(ctx context.Context, peer string) error {
+	return s.api(ctx, s.sys, server.JSApiEvacuateServer, server.JSApiMetaServerEvacuateRequest{Peer: peer})
+}
+
+// stepDown asks a group's leader to hand over, to the node called to if that is
+// not "". While the meta group or the group itself elects, it waits.
+func (s *system) stepDown(ctx context.Context, group, to string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for {
+		err := s.stepDownOnce(ctx, group, to)
+		var e *Error
+		if !errors.As(err, &e) || e.Code != CodeNoQuorum {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (s *system) stepDownOnce(ctx context.Context, group, to string) error {
+	req := server.JSApiLeaderStepdownRequest{}
+	if to != "" {
+		req.Placement = &server.Placement{Preferred: to}
+	}
+	if group == MetaGroup {
+		return s.api(ctx, s.sys, server.JSApiLeaderStepDown, req)
+	}
+	return s.api(ctx, s.fabric, fmt.Sprintf(server.JSApiStreamLeaderStepDownT, group), req)
+}
