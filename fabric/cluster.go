@@ -23,6 +23,7 @@ func (n *Node) join(c *Cluster) {
 	n.member = j
 	j.watcher = raft.NewWatcher(n.srv, raft.WatchOptions{
 		Timing: c.Timing, Logger: n.log, Addrs: func(string) []string { return c.Peers },
+		TLS: c.routeTLS,
 	})
 	j.wg.Go(func() { j.watcher.Run(ctx) })
 	j.campaigner = raft.NewCampaigner(n.srv, j.watcher, c.Timing, n.log)

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -90,6 +91,12 @@ func (n *Node) reloadOptions(change func(*server.Options)) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := a.options.Clone()
+	if addr, ok := n.srv.Addr().(*net.TCPAddr); ok { // it may have been left to the system
+		next.Port = addr.Port
+	}
+	if addr := n.srv.ClusterAddr(); addr != nil {
+		next.Cluster.Port = addr.Port
+	}
 	change(next)
 	if err := n.srv.ReloadOptions(next.Clone()); err != nil {
 		return fmt.Errorf("reload NATS server: %w", err)

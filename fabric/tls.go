@@ -142,6 +142,14 @@ func (t *TLS) Routes() *tls.Config {
 	return conf
 }
 
+// routeTLS is the TLS of routes as it is now; nil in clear.
+func (c *Cluster) routeTLS() *tls.Config {
+	if c.TLS == nil {
+		return nil
+	}
+	return c.TLS.Routes()
+}
+
 // readPair reads a certificate and its key.
 func readPair(cert, key string) (*tls.Certificate, error) {
 	switch {

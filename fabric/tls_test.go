@@ -3,6 +3,7 @@ package fabric_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
 	"ripstop/fabric/tlstest"
@@ -133,5 +135,113 @@ func TestClientsOverTLS(t *testing.T) {
 	}
 	if err := strict.MCP().Flush(); err != nil {
 		t.Errorf("the node's own connection: %v", err)
+	}
+}
+
+// TestRoutesOverTLS: three nodes form a cluster over mutual TLS, keep it while
+// their CA is replaced, and let in nobody without a certificate of that CA. A
+// node that joins afterwards knows the new CA only.
+func TestRoutesOverTLS(t *testing.T) {
+	was, is, stranger := tlstest.NewCA(t, "CA"), tlstest.NewCA(t, "new CA"), tlstest.NewCA(t, "Stranger")
+	peers := freePorts(t, 4)
+	start := func(i int, files *fabric.TLSFiles) (*fabric.Node, *fabric.TLS) {
+		c := &fabric.Cluster{Addr: peers[i], Peers: peers[:3], Secret: "s", Voters: []string{"n0", "n1", "n2"}}
+		if files != nil {
+			c.TLS = openTLS(t, *files)
+		}
+		return open(t, fabric.Options{Name: fmt.Sprintf("n%d", i), Cluster: c, Tokens: fabric.Tokens{Client: "token"}}), c.TLS
+	}
+	routes := func(n *fabric.Node, want int) {
+		t.Helper()
+		eventually(t, 15*time.Second, func() error {
+			if got := len(n.Routes().Peers()); got != want {
+				return fmt.Errorf("%s has routes to %d nodes, want %d", n.Name(), got, want)
+			}
+			return nil
+		})
+	}
+	var nodes []*fabric.Node
+	var secured []*fabric.TLS
+	var files []fabric.TLSFiles
+	for i := range 3 {
+		ca := filepath.Join(t.TempDir(), "ca.pem") // each node has its own copy
+		copyFiles(t, ca, was.File)
+		cert, key := was.Issue(t, fmt.Sprintf("n%d", i))
+		files = append(files, fabric.TLSFiles{Cert: cert, Key: key, CA: ca})
+		n, s := start(i, &files[i])
+		nodes, secured = append(nodes, n), append(secured, s)
+	}
+	for _, n := range nodes {
+		routes(n, 2)
+	}
+	js, err := jetstream.New(nodes[0].Fabric())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kv jetstream.KeyValue
+	eventually(t, 20*time.Second, func() error {
+		kv, err = js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
+		return err
+	})
+
+	client := wantLogin(t, nodes[0], "client", "token", true)
+	for _, cas := range [][]string{{was.File, is.File}, {is.File}} { // first both, then the new one alone
+		for i, n := range nodes {
+			copyFiles(t, files[i].CA, cas...)
+			if len(cas) == 1 { // by now every node trusts the new CA
+				cert, key := is.Issue(t, n.Name())
+				copyFiles(t, files[i].Cert, cert)
+				copyFiles(t, files[i].Key, key)
+			}
+			c, err := secured[i].Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			secured[i].Use(c)
+			if err := n.Reload(fabric.Tokens{Client: "new token"}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := client.Flush(); err != nil {
+			t.Errorf("a client's connection: %v", err)
+		}
+		for _, n := range nodes {
+			routes(n, 2)
+			if _, err := kv.Put(t.Context(), "k", []byte(n.Name())); err != nil {
+				t.Errorf("put while the CA is replaced: %v", err)
+			}
+			for _, nc := range []*nats.Conn{n.MCP(), n.Fabric(), n.System()} {
+				if err := nc.Flush(); err != nil {
+					t.Errorf("a connection of the node's own: %v", err)
+				}
+			}
+		}
+	}
+
+	cert, key := stranger.Issue(t, "n3")
+	outsider, _ := start(3, &fabric.TLSFiles{Cert: cert, Key: key, CA: is.File})
+	<-time.After(time.Second) // several attempts
+	routes(outsider, 0)
+	if err := outsider.Close(); err != nil {
+		t.Error(err)
+	}
+	cert, key = is.Issue(t, "n3")
+	late, _ := start(3, &fabric.TLSFiles{Cert: cert, Key: key, CA: is.File})
+	routes(late, 3)
+}
+
+// copyFiles makes to of the contents of from.
+func copyFiles(t *testing.T, to string, from ...string) {
+	t.Helper()
+	var all []byte
+	for _, f := range from {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, data...)
+	}
+	if err := os.WriteFile(to, all, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
