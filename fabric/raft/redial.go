@@ -76,10 +76,11 @@ func probe(ctx context.Context, addr string, conf *tls.Config) (identity, error)
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	in := conn
 	if conf != nil {
-		conn = tlsClient(conn, conf)
+		in = tlsClient(conn, conf)
 	}
-	line, err := bufio.NewReader(io.LimitReader(conn, maxInfo)).ReadBytes('\n')
+	line, err := bufio.NewReader(io.LimitReader(in, maxInfo)).ReadBytes('\n')
 	if err != nil {
 		return identity{}, fmt.Errorf("read INFO from %s: %w", addr, err)
 	}
