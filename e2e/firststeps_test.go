@@ -44,7 +44,7 @@ func TestFirstSteps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kv, err := js.KeyValue(t.Context(), "registry")
+	kv, err := js.KeyValue(t.Context(), "registry_local_g1")
 	if err != nil {
 		t.Fatal(err)
 	}

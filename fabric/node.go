@@ -26,6 +26,7 @@ const readyTimeout = 10 * time.Second
 type Node struct {
 	srv   *server.Server
 	voter bool
+	votes int
 	url   string
 	sys   *nats.Conn
 	conn  *nats.Conn
@@ -76,6 +77,10 @@ func Open(ctx context.Context, opts Options) (*Node, error) {
 	}
 	n := &Node{dir: dir, log: opts.Logger, user: credentials{rand.Text(), rand.Text(), rand.Text()}}
 	n.voter = opts.Cluster == nil || opts.Cluster.votes(n.Name())
+	n.votes = 1
+	if opts.Cluster != nil {
+		n.votes = opts.Cluster.size()
+	}
 	if err := n.start(ctx, opts, host, port); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -171,6 +176,9 @@ func (n *Node) Clustered() bool { return n.dir.identity.Mode == clustered }
 // Voter reports whether the node holds replicas and votes. One that does not
 // is a relay: JetStream is off.
 func (n *Node) Voter() bool { return n.voter }
+
+// Votes is how many nodes vote, and how many replicas every bucket has.
+func (n *Node) Votes() int { return n.votes }
 
 // Server is the embedded server, for those who look into it.
 func (n *Node) Server() *server.Server { return n.srv }

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -14,11 +17,14 @@ import (
 // Subjects on which agents, which may not write buckets, ask a node to keep the
 // registry for them.
 const (
-	subjectPut    = "ripstop.v1.registry.put"
-	subjectRemove = "ripstop.v1.registry.remove"
-	subjectList   = "ripstop.v1.registry.list"
-	// subjectCensus is broadcast by a node that has started: whoever is
-	// attached registers again.
+	// Agents register with the node whose NATS server they are connected to:
+	// it alone knows whether they still are.
+	subjectAgent = "ripstop.v1.agent." // + server id + ".put" or ".remove"
+	// subjectList is answered by any node, and with a server's id behind it by
+	// that node, which knows its local instances too.
+	subjectList = "ripstop.v1.registry.list"
+	// subjectCensus asks agents to register again: all of them, those
+	// connected to one server, or one instance.
 	subjectCensus = "ripstop.v1.registry.census"
 )
 
@@ -27,187 +33,390 @@ const registrarQueue = "ripstop"
 // requestTimeout bounds one request to a registrar.
 const requestTimeout = 5 * time.Second
 
+// sweepEvery is how often instances are compared with the connections that are
+// open, besides the events that say so at once.
+const sweepEvery = 5 * time.Second
+
 // answer is what a registrar replies.
 type answer struct {
 	Node      string     `json:"node,omitempty"`
+	Stored    bool       `json:"stored,omitempty"` // the bucket has the record too
 	Error     string     `json:"error,omitempty"`
+	Held      *HeldError `json:"held,omitempty"`
 	Instances []Instance `json:"instances,omitempty"`
+	AsOf      *time.Time `json:"as_of,omitempty"`
+	Stale     bool       `json:"stale,omitempty"`
 }
 
-// Registrar writes the registry on behalf of agents, and takes out those whose
-// connection has ended.
+// census is the body of a census; what it leaves out means everyone.
+type census struct {
+	ServerID string `json:"server_id,omitempty"`
+	Instance string `json:"instance,omitempty"`
+}
+
+// RegistrarOptions say whom a registrar serves.
+type RegistrarOptions struct {
+	Agents      *nats.Conn      // where agents are
+	ServerID    string          // id of this node's NATS server
+	Incarnation uint64          // counts this node's starts, for mutation ids
+	Open        func(Conn) bool // whether the server still has a connection; true when that can't be known
+	SweepEvery  time.Duration   // 0 = 5 s
+	Logger      *slog.Logger
+}
+
+// Registrar keeps the registry's records of the instances attached to this
+// node. They count on this node as soon as their agent has registered; the
+// bucket is made to follow, for as long as that takes.
 type Registrar struct {
-	reg  *Registry
-	nc   *nats.Conn
-	node string
-	open func(Conn) bool // whether nats-server still has the connection
-	log  *slog.Logger
-	subs []*nats.Subscription
+	reg     *Registry
+	opts    RegistrarOptions
+	log     *slog.Logger
+	subs    []*nats.Subscription
+	unwatch func()
+	q       *queue
+	n       atomic.Uint64 // mutations
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	// Under reg.change.
+	conns    map[Conn]map[string]bool // keys of own instances, by connection
+	claiming map[string]string        // instance that tries to hold a server, by server
+
+	mu      sync.Mutex                 // a leaf
+	written map[string]written         // what is known to stand in the bucket under own keys
+	waiting map[string]map[string]bool // instances that were refused, by server
+	failing bool                       // the last write did not work
+	work    int                        // keys that are being looked at
 }
 
-// NewRegistrar serves reg on nc. open tells whether a connection is still
-// there; it must answer true when it can't know. Records left by an earlier
-// run are removed first: their agents register again when they reconnect.
-func NewRegistrar(ctx context.Context, nc *nats.Conn, reg *Registry, node string, open func(Conn) bool, log *slog.Logger) (*Registrar, error) {
-	r := &Registrar{reg: reg, nc: nc, node: node, open: open, log: log}
-	if err := r.Sweep(ctx); err != nil {
-		return nil, err
+// written is what this node last wrote under a key.
+type written struct {
+	id  Mutation
+	rev uint64
+}
+
+// NewRegistrar serves agents and makes the bucket follow reg, whose Node must
+// be set. Records left by an earlier run of this node go: their agents register
+// again.
+func NewRegistrar(reg *Registry, opts RegistrarOptions) (*Registrar, error) {
+	if opts.SweepEvery == 0 {
+		opts.SweepEvery = sweepEvery
 	}
-	for subject, f := range map[string]func(context.Context, []byte) answer{
-		subjectPut: r.put, subjectRemove: r.remove, subjectList: r.list,
-	} {
-		sub, err := nc.QueueSubscribe(subject, registrarQueue, func(m *nats.Msg) {
-			ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-			defer cancel()
-			a := f(ctx, m.Data)
-			a.Node = r.node
-			data, err := json.Marshal(a)
-			if err != nil {
-				data = fmt.Appendf(nil, `{"error":%q}`, err)
-			}
-			if err := m.Respond(data); err != nil {
-				log.Warn("registrar can't answer", "subject", subject, "err", err)
-			}
-		})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("subscribe %s: %w", subject, err), r.Close())
-		}
-		r.subs = append(r.subs, sub)
+	r := &Registrar{
+		reg: reg, opts: opts, log: opts.Logger, q: newQueue(),
+		conns: map[Conn]map[string]bool{}, claiming: map[string]string{},
+		written: map[string]written{}, waiting: map[string]map[string]bool{},
 	}
-	if err := nc.Publish(subjectCensus, nil); err != nil {
-		return nil, errors.Join(fmt.Errorf("publish census: %w", err), r.Close())
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	reg.attach(r)
+	err := errors.Join(
+		r.serve(subjectAgent+opts.ServerID+".put", "", r.put),
+		r.serve(subjectAgent+opts.ServerID+".remove", "", r.remove),
+		r.serve(subjectList+"."+opts.ServerID, "", r.list),
+		r.serve(subjectList, registrarQueue, r.list),
+	)
+	r.wg.Go(r.converge)
+	r.wg.Go(r.sweep)
+	if err == nil {
+		err = r.census(census{ServerID: opts.ServerID})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("serve the registry: %w", err), r.Close())
 	}
 	return r, nil
 }
 
-// Close stops answering agents.
-func (r *Registrar) Close() error {
-	var errs []error
-	for _, s := range r.subs {
-		errs = append(errs, s.Unsubscribe())
-	}
-	return errors.Join(errs...)
-}
-
-func (r *Registrar) put(ctx context.Context, data []byte) answer {
-	var i Instance
-	if err := json.Unmarshal(data, &i); err != nil {
-		return answer{Error: "registration does not decode: " + err.Error()}
-	}
-	if i.Server == "" || i.Instance == "" {
-		return answer{Error: "registration names no server or no instance"}
-	}
-	i.Node = r.node
-	known := false
-	for _, old := range r.reg.Instances(i.Server) {
-		known = known || old.Instance == i.Instance
-	}
-	if err := r.reg.Put(ctx, i); err != nil {
-		return answer{Error: err.Error()}
-	}
-	if !known {
-		r.log.Info("instance registered", "server", i.Server, "instance", i.Instance, "agent", i.Agent, "transport", i.Transport)
-	}
-	// The connection may have ended before the record was there to be found.
-	if !r.open(i.Conn) {
-		r.drop(ctx, i, "its connection ended")
-	}
-	return answer{}
-}
-
-func (r *Registrar) remove(ctx context.Context, data []byte) answer {
-	var i Instance
-	if err := json.Unmarshal(data, &i); err != nil {
-		return answer{Error: "removal does not decode: " + err.Error()}
-	}
-	for _, old := range r.reg.Instances(i.Server) {
-		if old.Instance == i.Instance {
-			if err := r.drop(ctx, old, "its agent detached it"); err != nil {
-				return answer{Error: err.Error()}
-			}
-		}
-	}
-	return answer{}
-}
-
-func (r *Registrar) list(context.Context, []byte) answer {
-	return answer{Instances: r.reg.All()}
-}
-
-func (r *Registrar) drop(ctx context.Context, i Instance, why string) error {
-	err := r.reg.Remove(ctx, i.Server, i.Instance)
+func (r *Registrar) serve(subject, group string, f func(msg *nats.Msg)) error {
+	sub, err := r.opts.Agents.QueueSubscribe(subject, group, f)
 	if err != nil {
-		r.log.Error("instance can't be removed", "server", i.Server, "instance", i.Instance, "err", err)
-		return err
+		return fmt.Errorf("subscribe %s: %w", subject, err)
 	}
-	r.log.Info("instance gone", "server", i.Server, "instance", i.Instance, "agent", i.Agent, "why", why)
+	r.subs = append(r.subs, sub)
 	return nil
 }
 
-// Disconnected removes the instances that lived on a connection that ended.
-func (r *Registrar) Disconnected(ctx context.Context, c Conn) {
-	for _, i := range r.reg.All() {
-		if i.Conn == c {
-			_ = r.drop(ctx, i, "its connection ended") // logged there, and swept later
-		}
+func (r *Registrar) respond(msg *nats.Msg, a answer) {
+	a.Node = r.reg.opts.Node
+	data, err := json.Marshal(a)
+	if err != nil {
+		data = fmt.Appendf(nil, `{"error":%q}`, err)
+	}
+	if err := msg.Respond(data); err != nil && r.ctx.Err() == nil {
+		r.log.Warn("registrar can't answer", "subject", msg.Subject, "err", err)
 	}
 }
 
-// Sweep removes every instance whose connection has ended: the safety net under
-// Disconnected, for events that were missed.
-func (r *Registrar) Sweep(ctx context.Context) error {
+func (r *Registrar) census(c census) error {
+	data, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return r.opts.Agents.Publish(subjectCensus, data)
+}
+
+// Pending returns how many keys of the bucket may differ from what this node
+// wants them to be.
+func (r *Registrar) Pending() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.q.len() + r.work
+}
+
+// closeTimeout bounds how long Close tries to clear the bucket.
+const closeTimeout = 2 * time.Second
+
+// Close stops serving agents and takes this node's instances out of the
+// registry, of the bucket too if it can be written now.
+func (r *Registrar) Close() error {
 	var errs []error
-	for _, i := range r.reg.All() {
-		if !r.open(i.Conn) {
-			errs = append(errs, r.drop(ctx, i, "its connection ended"))
+	for _, s := range r.subs {
+		if err := s.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
+			errs = append(errs, err)
 		}
 	}
+	r.reg.change.Lock()
+	var all []Instance
+	for _, i := range r.reg.own {
+		all = append(all, i)
+	}
+	r.reg.change.Unlock()
+	for _, i := range all {
+		r.drop(i, "its node stops")
+	}
+	end := time.Now().Add(closeTimeout)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for r.Pending() > 0 && time.Now().Before(end) {
+		r.mu.Lock()
+		failing := r.failing
+		r.mu.Unlock()
+		if failing {
+			break
+		}
+		<-tick.C
+	}
+	r.cancel()
+	r.wg.Wait()
+	r.unwatch()
 	return errors.Join(errs...)
 }
 
-// RegistryClient asks a node's registrar, over NATS.
-type RegistryClient struct{ Conn *nats.Conn }
-
-// Put registers i, or changes its record.
-func (c RegistryClient) Put(ctx context.Context, i Instance) error {
-	_, err := c.ask(ctx, subjectPut, i)
-	return err
+func (r *Registrar) put(msg *nats.Msg) {
+	var i Instance
+	if err := json.Unmarshal(msg.Data, &i); err != nil {
+		r.respond(msg, answer{Error: "registration does not decode: " + err.Error()})
+		return
+	}
+	if err := r.check(&i); err != nil {
+		r.respond(msg, answer{Error: err.Error()})
+		return
+	}
+	if !i.Exclusive {
+		r.respond(msg, r.answerTo(i, r.accept(i, false)))
+		return
+	}
+	r.wg.Go(func() { // waits for the bucket
+		ctx, cancel := context.WithTimeout(r.ctx, requestTimeout-time.Second)
+		defer cancel()
+		r.respond(msg, r.answerTo(i, r.acceptExclusive(ctx, i)))
+	})
 }
 
-// Remove takes i out of the registry.
-func (c RegistryClient) Remove(ctx context.Context, i Instance) error {
-	_, err := c.ask(ctx, subjectRemove, i)
-	return err
-}
-
-// List returns every instance, sorted by server and id.
-func (c RegistryClient) List(ctx context.Context) ([]Instance, error) {
-	a, err := c.ask(ctx, subjectList, struct{}{})
-	return a.Instances, err
-}
-
-// OnCensus calls f whenever a node asks who is attached.
-func (c RegistryClient) OnCensus(f func()) (*nats.Subscription, error) {
-	return c.Conn.Subscribe(subjectCensus, func(*nats.Msg) { f() })
-}
-
-func (c RegistryClient) ask(ctx context.Context, subject string, what any) (answer, error) {
-	var a answer
-	data, err := json.Marshal(what)
+func (r *Registrar) answerTo(i Instance, err error) answer {
+	var held *HeldError
+	if errors.As(err, &held) {
+		return answer{Error: err.Error(), Held: held}
+	}
 	if err != nil {
-		return a, fmt.Errorf("encode for %s: %w", subject, err)
+		return answer{Error: err.Error()}
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	msg, err := c.Conn.RequestWithContext(ctx, subject, data)
+	r.reg.change.Lock()
+	own := r.reg.own[i.Key()]
+	r.reg.change.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w, ok := r.written[i.Key()]
+	return answer{Stored: ok && w.id == own.Mutation}
+}
+
+// check completes a registration and refuses one that makes no sense.
+func (r *Registrar) check(i *Instance) error {
+	switch {
+	case !isName(i.Server) || !isName(i.Instance):
+		return fmt.Errorf("registration of server %.80q, instance %.80q: each is a name of letters, digits, '-' and '_' that begins with a letter or digit", i.Server, i.Instance)
+	case i.Conn.ServerID != r.opts.ServerID:
+		return fmt.Errorf("the connection of instance %s is one of NATS server %.60q; register with the node you are connected to", i.Instance, i.Conn.ServerID)
+	case i.Scope == "":
+		i.Scope = ScopeGlobal
+	case i.Scope != ScopeGlobal && i.Scope != ScopeLocal:
+		return fmt.Errorf("scope %.40q is neither %s nor %s", i.Scope, ScopeGlobal, ScopeLocal)
+	case i.Scope == ScopeLocal && i.Exclusive:
+		return errors.New("an exclusive registration concerns the whole cluster; its scope can't be local")
+	}
+	if i.Standby && !i.Exclusive {
+		return errors.New("only an exclusive registration can stand by")
+	}
+	i.Schema, i.Node = recordSchema, r.reg.opts.Node
+	intern(i)
+	return nil
+}
+
+func isName(s string) bool {
+	for n, c := range []byte(s) {
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (n == 0 || c != '-' && c != '_') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 128
+}
+
+// errSuperseded answers a registration that was overtaken by a newer one.
+var errSuperseded = errors.New("a newer registration of this instance is known")
+
+// accept makes i count on this node and has the bucket follow. holds says that
+// i has the exclusive right to its server.
+func (r *Registrar) accept(i Instance, holds bool) error {
+	r.reg.change.Lock()
+	err := r.acceptLocked(i, holds)
+	r.reg.change.Unlock()
 	if err != nil {
-		return a, fmt.Errorf("ask %s: %w", subject, err)
+		return err
 	}
-	if err := json.Unmarshal(msg.Data, &a); err != nil {
-		return a, fmt.Errorf("ask %s: %w", subject, err)
+	// The connection may have ended before the record was there to be found.
+	if !r.opts.Open(i.Conn) {
+		r.drop(i, "its connection ended")
+		return fmt.Errorf("connection %d of instance %s has ended", i.Conn.ClientID, i.Instance)
 	}
-	if a.Error != "" {
-		return a, fmt.Errorf("ask %s: %s", subject, a.Error)
+	return nil
+}
+
+func (r *Registrar) acceptLocked(i Instance, holds bool) error {
+	if !holds {
+		if err := r.heldBy(i); err != nil {
+			r.remember(i)
+			return err
+		}
 	}
-	return a, nil
+	key := i.Key()
+	old, known := r.reg.own[key]
+	switch rec := r.reg.records[key]; {
+	case known && old.supersedes(i), rec != nil && rec.supersedes(i):
+		return fmt.Errorf("instance %s: %w", i.Instance, errSuperseded)
+	case known && sameRegistration(old, i):
+		return nil
+	case known:
+		r.unindex(old)
+	}
+	i.Mutation = Mutation{r.reg.opts.Node, r.opts.Incarnation, r.n.Add(1)}
+	r.reg.own[key] = i
+	if r.conns[i.Conn] == nil {
+		r.conns[i.Conn] = map[string]bool{}
+	}
+	r.conns[i.Conn][key] = true
+	r.reg.show([]string{key})
+	if i.Scope != ScopeLocal {
+		r.q.add(key)
+	}
+	if !known {
+		r.log.Info("instance registered", "server", i.Server, "instance", i.Instance, "agent", i.Agent, "transport", i.Transport, "scope", i.Scope)
+	}
+	return nil
+}
+
+func sameRegistration(a, b Instance) bool {
+	a.Mutation, b.Mutation = Mutation{}, Mutation{}
+	return reflect.DeepEqual(a, b)
+}
+
+// unindex forgets which connection i lived on. The caller holds reg.change.
+func (r *Registrar) unindex(i Instance) {
+	keys := r.conns[i.Conn]
+	if delete(keys, i.Key()); len(keys) == 0 {
+		delete(r.conns, i.Conn)
+	}
+}
+
+func (r *Registrar) remove(msg *nats.Msg) {
+	var i Instance
+	if err := json.Unmarshal(msg.Data, &i); err != nil {
+		r.respond(msg, answer{Error: "removal does not decode: " + err.Error()})
+		return
+	}
+	r.reg.change.Lock()
+	own, ok := r.reg.own[i.Key()]
+	r.reg.change.Unlock()
+	if ok && !own.supersedes(i) {
+		r.drop(own, "its agent detached it")
+	}
+	r.unwait(i.Server, i.Instance)
+	r.respond(msg, answer{})
+}
+
+func (r *Registrar) list(msg *nats.Msg) {
+	a := answer{Instances: r.reg.All(), Stale: r.reg.Stale()}
+	if asOf := r.reg.AsOf().UTC(); !asOf.IsZero() {
+		a.AsOf = &asOf
+	}
+	r.respond(msg, a)
+}
+
+// drop takes an instance of this node out, if it still is what i says.
+func (r *Registrar) drop(i Instance, why string) bool {
+	r.reg.change.Lock()
+	defer r.reg.change.Unlock()
+	key := i.Key()
+	own, ok := r.reg.own[key]
+	if !ok || own.Conn != i.Conn || own.Seq != i.Seq || own.Run != i.Run {
+		return false
+	}
+	delete(r.reg.own, key)
+	r.unindex(own)
+	r.reg.show([]string{key})
+	r.q.add(key)
+	if own.Exclusive {
+		r.q.add(claimPrefix + own.Server)
+	}
+	r.q.wake(own.Server)
+	r.log.Info("instance gone", "server", i.Server, "instance", i.Instance, "agent", i.Agent, "why", why)
+	return true
+}
+
+// Disconnected removes the instances that lived on a connection that ended.
+func (r *Registrar) Disconnected(c Conn) {
+	r.reg.change.Lock()
+	var gone []Instance
+	for key := range r.conns[c] {
+		gone = append(gone, r.reg.own[key])
+	}
+	r.reg.change.Unlock()
+	for _, i := range gone {
+		r.drop(i, "its connection ended")
+	}
+}
+
+// sweep is the safety net under Disconnected, for events that were missed.
+func (r *Registrar) sweep() {
+	tick := time.NewTicker(r.opts.SweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r.reg.change.Lock()
+		conns := make([]Conn, 0, len(r.conns))
+		for c := range r.conns {
+			conns = append(conns, c)
+		}
+		r.reg.change.Unlock()
+		for _, c := range conns {
+			if !r.opts.Open(c) {
+				r.Disconnected(c)
+			}
+		}
+	}
 }

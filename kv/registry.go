@@ -2,32 +2,67 @@ package kv
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 )
 
-// RegistryBucket is the name of the bucket that lists instances.
-const RegistryBucket = "registry"
+// RegistryOptions say which registry, and who reads it.
+type RegistryOptions struct {
+	Fabric     *nats.Conn // reaches buckets and feeds
+	Region     string     // "" = local
+	Generation int        // of the region's buckets; 0 = 1
+	Replicas   int        // of the bucket: as many as there are votes; 0 = 1
 
-// Registry is the bucket of instances and an index of it in memory, so that
-// choosing an instance costs no network. The index follows the bucket: whoever
-// writes it, this node or an operator with the nats CLI, is seen here.
+	// Node is this node's name. Records that carry it count only if they are
+	// the registrar's own: the bucket may hold some of an earlier run.
+	Node string
+
+	File   string        // bbolt file the index is kept in; "" = none
+	Every  time.Duration // between comparisons of index and bucket; 0 = 30 s
+	Logger *slog.Logger
+}
+
+// Registry knows the instances of the cluster. What it shows is made of three
+// layers: the index of the bucket, which every node writes its own instances
+// to; less the nodes that are known to be gone; and over it the instances
+// attached to this node, which are known first-hand, whether the bucket can be
+// written or not. Reads are map reads.
 type Registry struct {
-	bucket *Bucket[Instance]
-	watch  jetstream.KeyWatcher
+	opts   RegistryOptions
+	bucket *Bucket
+	index  *Index
 	log    *slog.Logger
-	done   chan struct{}
+
+	// change orders changes and those who watch them. Under it are the layers.
+	change  sync.Mutex
+	own     map[string]Instance     // this node's instances, by key
+	records map[string]*record      // the bucket's, by key
+	claims  map[string]*claimRecord // the bucket's, by server
+	hidden  map[string]bool         // nodes that are gone
+	touched func(key string)        // tells the registrar that the bucket has news of key
+	watch   map[int]func(Change)
+	nextID  int
 
 	mu       sync.RWMutex
-	byServer map[string][]Instance // sorted by instance id; slices are replaced, never changed
-	watchers map[int]func(Change)
-	nextID   int
+	byServer map[string][]Instance // what is shown, sorted by instance id; slices are replaced, never changed
+	count    int
+}
+
+// record is a key of the bucket. An instance without a server is a value that
+// did not decode.
+type record struct {
+	Instance
+	rev uint64
+}
+
+type claimRecord struct {
+	Claim
+	rev uint64
 }
 
 // Change is one instance that appeared, changed or went.
@@ -36,120 +71,59 @@ type Change struct {
 	Gone     bool
 }
 
-// OpenRegistry opens the bucket and returns when the index holds what is in it.
-func OpenRegistry(ctx context.Context, js jetstream.JetStream, log *slog.Logger) (*Registry, error) {
-	b, err := OpenBucket[Instance](ctx, js, jetstream.KeyValueConfig{
-		Bucket:      RegistryBucket,
+// OpenRegistry opens the registry with what the disk holds of it, and follows
+// the bucket from then on. It never waits for JetStream: without a leader the
+// registry is stale, and says so.
+func OpenRegistry(opts RegistryOptions) (*Registry, error) {
+	b, err := NewBucket(opts.Fabric, BucketConfig{
+		Kind: "registry", Region: opts.Region, Generation: opts.Generation, Replicas: opts.Replicas,
 		Description: "MCP server instances, one key each: <server>.<instance>",
-		Storage:     jetstream.FileStorage,
-		History:     1,
 	})
 	if err != nil {
 		return nil, err
 	}
-	// The watcher outlives ctx, which bounds only the opening.
-	w, err := b.kv.WatchAll(context.WithoutCancel(ctx))
+	r := &Registry{
+		opts: opts, bucket: b, log: opts.Logger,
+		own: map[string]Instance{}, records: map[string]*record{}, claims: map[string]*claimRecord{},
+		hidden: map[string]bool{}, touched: func(string) {}, watch: map[int]func(Change){},
+		byServer: map[string][]Instance{},
+	}
+	r.index, err = OpenIndex(b, IndexOptions{
+		Apply: r.apply, File: opts.File, Every: opts.Every, OnLeader: func() { r.touch("") }, Logger: opts.Logger,
+	})
 	if err != nil {
-		return nil, fmt.Errorf("watch bucket %s: %w", RegistryBucket, err)
+		return nil, err
 	}
-	r := &Registry{bucket: b, watch: w, log: log, done: make(chan struct{}),
-		byServer: map[string][]Instance{}, watchers: map[int]func(Change){}}
-	if err := r.load(ctx); err != nil {
-		return nil, errors.Join(err, w.Stop())
-	}
-	go r.follow()
 	return r, nil
 }
 
-func (r *Registry) load(ctx context.Context) error {
-	for {
-		select {
-		case e, ok := <-r.watch.Updates():
-			if !ok || e == nil { // nil: all that was there has been seen
-				return nil
-			}
-			r.apply(e)
-		case <-ctx.Done():
-			return fmt.Errorf("load bucket %s: %w", RegistryBucket, ctx.Err())
-		}
-	}
-}
-
-func (r *Registry) follow() {
-	defer close(r.done)
-	for e := range r.watch.Updates() {
-		if e != nil {
-			r.apply(e)
-		}
-	}
-}
-
 // Close stops following the bucket.
-func (r *Registry) Close() error {
-	err := r.watch.Stop()
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		err = nil // the server dropped it first
-	}
-	<-r.done
-	return err
-}
+func (r *Registry) Close() error { return r.index.Close() }
 
-func (r *Registry) apply(e jetstream.KeyValueEntry) {
-	server, id, _ := strings.Cut(e.Key(), ".")
-	c := Change{Instance: Instance{Server: server, Instance: id}, Gone: e.Operation() != jetstream.KeyValuePut}
-	if !c.Gone {
-		v, err := Decode[Instance](e.Value())
-		if err != nil || v.Key() != e.Key() {
-			r.log.Warn("registry record ignored", "key", e.Key(), "err", err)
-			return
-		}
-		c.Instance = v
-	}
-	r.mu.Lock()
-	old := r.byServer[server]
-	at, found := slices.BinarySearchFunc(old, id, func(i Instance, id string) int { return strings.Compare(i.Instance, id) })
-	next := slices.Clone(old)
-	switch {
-	case c.Gone && found:
-		c.Instance = old[at]
-		next = slices.Delete(next, at, at+1)
-	case c.Gone:
-		r.mu.Unlock()
-		return
-	case found:
-		next[at] = c.Instance
-	default:
-		next = slices.Insert(next, at, c.Instance)
-	}
-	if len(next) == 0 {
-		delete(r.byServer, server)
-	} else {
-		r.byServer[server] = next
-	}
-	watchers := make([]func(Change), 0, len(r.watchers))
-	for _, f := range r.watchers {
-		watchers = append(watchers, f)
-	}
-	r.mu.Unlock()
-	for _, f := range watchers {
-		f(c)
-	}
-}
+// Bucket is the name of the registry's bucket.
+func (r *Registry) Bucket() string { return r.bucket.Name() }
 
-// Watch calls f for every change from now on, one at a time, until stop is
-// called. f must not block.
-func (r *Registry) Watch(f func(Change)) (stop func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	id := r.nextID
-	r.nextID++
-	r.watchers[id] = f
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.watchers, id)
-	}
-}
+// Resync asks for a comparison of index and bucket soon, as when a route came
+// back. It never blocks.
+func (r *Registry) Resync() { r.index.Kick() }
+
+// Sync compares index and bucket. It fails when the bucket's leader can't be
+// asked.
+func (r *Registry) Sync(ctx context.Context) error { return r.index.Sync(ctx) }
+
+// AsOf is when the index was last known to be what the bucket holds; zero if
+// never.
+func (r *Registry) AsOf() time.Time { return r.index.AsOf() }
+
+// Age is how long ago AsOf is.
+func (r *Registry) Age() time.Duration { return time.Since(r.index.AsOf()) }
+
+// Stale reports whether other nodes may have changed more than is shown: the
+// bucket's leader can't be asked. This node's own instances are never stale.
+func (r *Registry) Stale() bool { return r.index.Stale() }
+
+// Gaps counts how often the index missed updates and fetched them.
+func (r *Registry) Gaps() uint64 { return r.index.Gaps() }
 
 // Instances returns the instances of server, sorted by id. The slice is shared:
 // do not change it.
@@ -159,16 +133,30 @@ func (r *Registry) Instances(server string) []Instance {
 	return r.byServer[server]
 }
 
+// Len returns the number of instances.
+func (r *Registry) Len() int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.count
+}
+
 // All returns every instance, sorted by server and id.
 func (r *Registry) All() []Instance {
 	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var all []Instance
+	all := make([]Instance, 0, r.count)
 	for _, list := range r.byServer {
 		all = append(all, list...)
 	}
-	slices.SortFunc(all, func(a, b Instance) int { return strings.Compare(a.Key(), b.Key()) })
+	r.mu.RUnlock()
+	slices.SortFunc(all, byKey)
 	return all
+}
+
+func byKey(a, b Instance) int {
+	if c := strings.Compare(a.Server, b.Server); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Instance, b.Instance)
 }
 
 // Servers returns the names of the servers that have an instance, sorted.
@@ -183,13 +171,52 @@ func (r *Registry) Servers() []string {
 	return names
 }
 
-// Put writes a record.
-func (r *Registry) Put(ctx context.Context, i Instance) error {
-	_, err := r.bucket.Put(ctx, i.Key(), i)
-	return err
+// Watch calls f for every change from now on, one at a time, until stop is
+// called. f must neither block nor change the registry.
+func (r *Registry) Watch(f func(Change)) (stop func()) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	id := r.nextID
+	r.nextID++
+	r.watch[id] = f
+	return func() {
+		r.change.Lock()
+		defer r.change.Unlock()
+		delete(r.watch, id)
+	}
 }
 
-// Remove deletes the record of an instance.
-func (r *Registry) Remove(ctx context.Context, server, instance string) error {
-	return r.bucket.Delete(ctx, server+"."+instance)
+// NodeGone hides the instances of a node that is down, at once and on this node
+// only. They stay in the bucket until RemoveNode.
+func (r *Registry) NodeGone(name string) { r.hide(name, true) }
+
+// NodeBack undoes NodeGone: what the bucket still has of the node counts again.
+func (r *Registry) NodeBack(name string) { r.hide(name, false) }
+
+func (r *Registry) hide(name string, gone bool) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	if r.hidden[name] == gone || name == r.opts.Node {
+		return
+	}
+	if gone {
+		r.hidden[name] = true
+	} else {
+		delete(r.hidden, name)
+	}
+	var keys []string
+	for key, rec := range r.records {
+		if rec.Node == name {
+			keys = append(keys, key)
+		}
+	}
+	r.show(keys)
+}
+
+// touch tells the registrar that the bucket has news of a key, or of its leader
+// ("").
+func (r *Registry) touch(key string) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	r.touched(key)
 }

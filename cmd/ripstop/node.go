@@ -7,12 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -33,10 +33,6 @@ import (
 
 // allServers is the server name under which a node offers all servers as one.
 const allServers = "all"
-
-// sweepEvery is how often the registry is compared with the connections that
-// are open, besides the events that say so at once.
-const sweepEvery = 5 * time.Second
 
 // node is a running node. Its fields stand in the order they are opened, and
 // close undoes them in reverse: edges, then servers, then NATS.
@@ -110,7 +106,7 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		return err
 	}
-	if err := n.openRegistry(ctx); err != nil {
+	if err := n.openRegistry(); err != nil {
 		return err
 	}
 	if err := n.watchNodes(); err != nil {
@@ -133,37 +129,27 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	return n.serveHTTP(l)
 }
 
-func (n *node) openRegistry(ctx context.Context) error {
-	js, err := jetstream.New(n.fabric.Fabric())
-	if err != nil {
-		return fmt.Errorf("open registry: %w", err)
-	}
-	if n.registry, err = kv.OpenRegistry(ctx, js, n.log); err != nil {
-		return err
-	}
-	open := func(c kv.Conn) bool { return n.fabric.Connected(c.ServerID, c.ClientID) }
-	if n.registrar, err = kv.NewRegistrar(ctx, n.fabric.MCP(), n.registry, n.fabric.Name(), open, n.log); err != nil {
-		return err
-	}
-	n.wg.Go(n.sweep)
-	return n.fabric.OnDisconnect(func(server string, id uint64) {
-		n.registrar.Disconnected(n.ctx, kv.Conn{ServerID: server, ClientID: id})
+func (n *node) openRegistry() error {
+	f := n.fabric
+	var err error
+	n.registry, err = kv.OpenRegistry(kv.RegistryOptions{
+		Fabric: f.Fabric(), Region: f.Region(), Replicas: f.Votes(), Node: f.Name(),
+		File: filepath.Join(n.settings.DataDir, "index.db"), Logger: n.log,
 	})
-}
-
-func (n *node) sweep() {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-n.ctx.Done():
-			return
-		case <-tick.C:
-			if err := n.registrar.Sweep(n.ctx); err != nil && n.ctx.Err() == nil {
-				n.log.Warn("registry not swept", "err", err)
-			}
-		}
+	if err != nil {
+		return err
 	}
+	n.registrar, err = kv.NewRegistrar(n.registry, kv.RegistrarOptions{
+		Agents: f.MCP(), ServerID: f.Server().ID(), Incarnation: f.Incarnation(),
+		Open:   func(c kv.Conn) bool { return f.Connected(c.ServerID, c.ClientID) },
+		Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	return f.OnDisconnect(func(server string, id uint64) {
+		n.registrar.Disconnected(kv.Conn{ServerID: server, ClientID: id})
+	})
 }
 
 // attachOwn attaches what the node itself hosts.

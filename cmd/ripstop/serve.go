@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ripstop/kv"
 	"ripstop/router"
 	"ripstop/router/agent"
 	"ripstop/router/servers"
@@ -28,6 +29,9 @@ type serveFlags struct {
 	idle     time.Duration
 	drain    time.Duration
 	sessions int
+	scope    string
+	only     bool
+	standby  bool
 	debug    bool
 }
 
@@ -44,11 +48,18 @@ state, and ended with the session; --shared runs a single one for all. What it
 writes to standard error goes to the log. Its processes end with this one, even
 when this one is killed.
 
+Several instances may answer for one NAME, here or on other nodes. --exclusive
+refuses that: one instance in the whole cluster has the name, and a second one
+fails with "already registered". With --standby it waits instead, and takes over
+when the holder goes. --scope local keeps the server to the node it is attached
+to: other nodes do not know it.
+
 The fabric need not be up yet: it is waited for, and reconnected to, for ever.
 Ctrl-C detaches the server, lets calls in flight finish, and exits 0.`,
 		Example: `  ripstop serve everything -- npx -y @modelcontextprotocol/server-everything stdio
   ripstop serve files --shared -- npx -y @modelcontextprotocol/server-filesystem .
   ripstop serve github --url https://example.com/mcp --header "Authorization: Bearer $TOKEN"
+  ripstop serve ledger --exclusive --standby -- ./ledger-server
   ripstop serve everything --nats nats://10.0.0.5:4222,nats://10.0.0.6:4222 --token-file token -- ./server`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runServe(cmd, args, f) },
@@ -62,7 +73,11 @@ Ctrl-C detaches the server, lets calls in flight finish, and exits 0.`,
 	fs.DurationVar(&f.idle, "session-idle-timeout", 30*time.Minute, "end a session that was not used for this long")
 	fs.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "how long calls in flight may take to finish at the end")
 	fs.IntVar(&f.sessions, "max-sessions", 0, "sessions at once; 0 is 256 for commands and 100000 for addresses")
+	fs.StringVar(&f.scope, "scope", kv.ScopeGlobal, "who knows the server: global, the whole cluster; or local, the node it is attached to")
+	fs.BoolVar(&f.only, "exclusive", false, "refuse to share NAME: one instance in the whole cluster")
+	fs.BoolVar(&f.standby, "standby", false, "with --exclusive: wait while another has NAME, and take over when it goes")
 	fs.BoolVar(&f.debug, "debug", false, "log more")
+	_ = cmd.RegisterFlagCompletionFunc("scope", cobra.FixedCompletions([]cobra.Completion{kv.ScopeGlobal, kv.ScopeLocal}, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	addClientFlags(cmd)
 	return cmd
 }
@@ -88,13 +103,18 @@ func runServe(cmd *cobra.Command, args []string, f serveFlags) error {
 	}
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "Attaching %s to %s …\n", name, settings.URLs)
-	return agent.Run(cmd.Context(), agent.RunOptions{
+	err = agent.Run(cmd.Context(), agent.RunOptions{
 		Connection: agent.Connection{URLs: settings.URLs, Token: settings.Token, Name: "serve/" + name, Logger: log},
 		Server:     name, Instance: id, Transport: transport, Backend: backend, Software: buildVersion(), Drain: f.drain,
+		Scope: f.scope, Exclusive: f.only, Standby: f.standby,
 		Attached: func(id string) {
 			fmt.Fprintf(out, "Attached as instance %s. Try: ripstop tools %s\n", id, name)
 		},
 	})
+	if errors.Is(err, kv.ErrAlreadyRegistered) {
+		return &failure{code: exitFailure, why: err.Error(), try: "ripstop ls instances"}
+	}
+	return err
 }
 
 // target reads the name and the command, and checks them against the flags.
@@ -110,6 +130,12 @@ func (f serveFlags) target(cmd *cobra.Command, args []string) (name string, comm
 	switch {
 	case name == allServers:
 		return "", nil, fmt.Errorf("the name %q stands for all servers as one; choose another", allServers)
+	case f.scope != kv.ScopeGlobal && f.scope != kv.ScopeLocal:
+		return "", nil, fmt.Errorf("--scope %q is neither %s nor %s", f.scope, kv.ScopeGlobal, kv.ScopeLocal)
+	case f.only && f.scope == kv.ScopeLocal:
+		return "", nil, errors.New("--exclusive concerns the whole cluster; leave --scope local out")
+	case f.standby && !f.only:
+		return "", nil, errors.New("--standby goes with --exclusive")
 	case len(command) > 0 && dash != 1:
 		return "", nil, fmt.Errorf("put -- before the command: ripstop serve %s -- %s", name, strings.Join(command, " "))
 	case f.url == "" && len(command) == 0:

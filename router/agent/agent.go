@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +31,10 @@ type Options struct {
 	Conn      *nats.Conn     // stays the caller's to close
 	Relay     router.Handler // reaches other instances of the server, for requests of their sessions
 
+	Scope     string // kv.ScopeGlobal (or ""), or kv.ScopeLocal: known to the node it is attached to only
+	Exclusive bool   // refuse to share the server's name with another instance, anywhere in the cluster
+	Standby   bool   // with Exclusive: wait while another has the name, and take over when it goes
+
 	Software     string        // version of ripstop, for the registry
 	MaxInFlight  int           // calls at once; 0 = 4096
 	ProbeTimeout time.Duration // how long the server may take to say what it is; 0 = 60 s (npx downloads)
@@ -43,23 +48,29 @@ type Agent struct {
 	log  *slog.Logger
 	reg  kv.RegistryClient
 
-	subs       []*nats.Subscription
+	subs       []*nats.Subscription // as long as it is attached
 	stats      stats
 	table      table // calls that came over NATS
 	workers    workers
 	inFlight   atomic.Int64
 	draining   atomic.Bool
 	registered chan struct{} // closed after the first registration
+	refused    chan error    // why the name can't be had
 
 	ctx    context.Context // ends with Close; parent of calls over NATS
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // goroutines of the agent and its calls
 
+	probing sync.Once // of an exclusive instance
+
 	mu      sync.Mutex
 	record  kv.Instance
-	again   chan struct{} // asks the registration loop for another round
-	closed  bool          // Close was called
-	stopped bool          // no call is taken any more
+	changed bool                 // the record differs from what was registered last
+	shared  []*nats.Subscription // on what any instance of the server may answer; the queue group's first
+	asleep  bool                 // another holds the name
+	again   chan struct{}        // asks the registration loop for another round
+	closed  bool                 // Close was called
+	stopped bool                 // no call is taken any more
 }
 
 var _ router.Handler = (*Agent)(nil)
@@ -85,6 +96,7 @@ func Attach(opts Options) (*Agent, error) {
 		log:        opts.Logger.With("server", opts.Server, "instance", opts.Instance),
 		reg:        kv.RegistryClient{Conn: opts.Conn},
 		registered: make(chan struct{}),
+		refused:    make(chan error, 1),
 		workers:    workers{next: make(chan *nats.Msg)},
 		again:      make(chan struct{}, 1),
 	}
@@ -95,13 +107,19 @@ func Attach(opts Options) (*Agent, error) {
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport,
 		Agent: fmt.Sprintf("%s/%d", host, os.Getpid()), Software: opts.Software,
 		Wire: wire.Version, Started: time.Now().UTC().Truncate(time.Millisecond),
+		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby, Run: rand.Text()[:10],
+	}
+	if opts.Scope == "" {
+		a.record.Scope = kv.ScopeGlobal
 	}
 	if err := a.subscribe(); err != nil {
 		a.cancel()
 		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.unsubscribe())
 	}
 	a.wg.Go(a.keepRegistered)
-	a.wg.Go(a.probe)
+	if !opts.Exclusive { // one that stands by must not start anything
+		a.wg.Go(a.probe)
+	}
 	return a, nil
 }
 
@@ -114,6 +132,11 @@ func (a *Agent) Server() string { return a.opts.Server }
 // Registered is closed once the instance stands in the registry.
 func (a *Agent) Registered() <-chan struct{} { return a.registered }
 
+// Refused gives the error why the instance can't have its server's name, when it
+// does not stand by: another holds it (kv.ErrAlreadyRegistered). The agent takes
+// no calls then, but goes on asking, until it is closed.
+func (a *Agent) Refused() <-chan error { return a.refused }
+
 func (a *Agent) subscribe() error {
 	nc, server, id := a.opts.Conn, a.opts.Server, a.opts.Instance
 	add := func(sub *nats.Subscription, err error) error {
@@ -122,18 +145,63 @@ func (a *Agent) subscribe() error {
 		}
 		return err
 	}
-	err := errors.Join(
-		add(nc.QueueSubscribe(wire.ServerSubject(server), wire.QueueGroup, a.onRequest)),
+	return errors.Join(
 		add(nc.Subscribe(wire.InstanceSubject(server, id), a.onRequest)),
 		add(nc.Subscribe(wire.ControlSubject(server, "*"), a.table.onControl)),
-		add(a.reg.OnCensus(a.registerSoon)),
+		add(a.reg.OnCensus(id, a.registerSoon)),
 	)
-	return errors.Join(err, a.subscribeMicro(add))
+}
+
+// join takes requests that any instance of the server may answer, and shows the
+// instance as a micro service. It waits for the registry's consent: another may
+// hold the name.
+func (a *Agent) join() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asleep = false
+	if len(a.shared) > 0 || a.closed {
+		return nil
+	}
+	add := func(sub *nats.Subscription, err error) error {
+		if err == nil {
+			a.shared = append(a.shared, sub)
+		}
+		return err
+	}
+	err := add(a.opts.Conn.QueueSubscribe(wire.ServerSubject(a.opts.Server), wire.QueueGroup, a.onRequest))
+	if err == nil {
+		err = a.subscribeMicro(add)
+	}
+	if err == nil {
+		err = a.opts.Conn.Flush() // what is registered must be reachable
+	}
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, unsubscribe(a.shared))
+	a.shared = nil
+	return err
+}
+
+// leave undoes join: another has the name.
+func (a *Agent) leave() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asleep = true
+	err := unsubscribe(a.shared)
+	a.shared = nil
+	return err
 }
 
 func (a *Agent) unsubscribe() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return unsubscribe(append(a.subs, a.shared...))
+}
+
+func unsubscribe(subs []*nats.Subscription) error {
 	var errs []error
-	for _, s := range a.subs {
+	for _, s := range subs {
 		if err := s.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
 			errs = append(errs, err)
 		}
@@ -151,6 +219,9 @@ func (a *Agent) Serve(ctx context.Context, req *router.Request, out router.Strea
 }
 
 func (a *Agent) serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+	if a.opts.Exclusive && !a.holds() {
+		return nil, router.Errorf(router.ErrUnavailable, "instance %s does not hold the name %s; nothing was executed", a.opts.Instance, a.opts.Server)
+	}
 	if req.Op == router.OpListen { // bounded by sessions, and idle
 		return a.backend(ctx, req, out)
 	}
@@ -293,7 +364,13 @@ func (a *Agent) Close(ctx context.Context) error {
 // when those already received have been handed on. Requests of this instance's
 // sessions are still taken.
 func (a *Agent) leaveQueue(ctx context.Context) {
-	queue := a.subs[0]
+	a.mu.Lock()
+	shared := a.shared
+	a.mu.Unlock()
+	if len(shared) == 0 {
+		return
+	}
+	queue := shared[0]
 	closed := queue.StatusChanged(nats.SubscriptionClosed)
 	if queue.Drain() != nil {
 		return // the connection is gone, and the subscription with it

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
 	"ripstop/kv"
@@ -37,26 +36,32 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
-	js, err := jetstream.New(n.Fabric())
-	if err != nil {
-		t.Fatal(err)
-	}
-	reg, err := kv.OpenRegistry(t.Context(), js, quiet())
+	reg, _ := serveRegistry(t, n)
+	return &lab{n, reg}
+}
+
+// serveRegistry keeps the registry of n, as a node does.
+func serveRegistry(t testing.TB, n *fabric.Node) (*kv.Registry, *kv.Registrar) {
+	t.Helper()
+	reg, err := kv.OpenRegistry(kv.RegistryOptions{Fabric: n.Fabric(), Node: n.Name(), Logger: quiet()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { reg.Close() })
-	open := func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }
-	r, err := kv.NewRegistrar(t.Context(), n.MCP(), reg, n.Name(), open, quiet())
+	r, err := kv.NewRegistrar(reg, kv.RegistrarOptions{
+		Agents: n.MCP(), ServerID: n.Server().ID(), Incarnation: n.Incarnation(),
+		Open: func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }, Logger: quiet(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { r.Close() })
 	if err := n.OnDisconnect(func(s string, id uint64) {
-		r.Disconnected(context.Background(), kv.Conn{ServerID: s, ClientID: id})
+		r.Disconnected(kv.Conn{ServerID: s, ClientID: id})
 	}); err != nil {
 		t.Fatal(err)
 	}
-	return &lab{n, reg}
+	return reg, r
 }
 
 func (l *lab) dial(t testing.TB) *nats.Conn {
@@ -356,20 +361,9 @@ func TestRunSurvivesTheNode(t *testing.T) {
 		}
 		return n
 	}
-	serveRegistry := func(n *fabric.Node) *kv.Registry {
-		js, _ := jetstream.New(n.Fabric())
-		reg, err := kv.OpenRegistry(t.Context(), js, quiet())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := kv.NewRegistrar(t.Context(), n.MCP(), reg, n.Name(), func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }, quiet()); err != nil {
-			t.Fatal(err)
-		}
-		return reg
-	}
 	n := openNode("127.0.0.1:0")
 	url := n.ClientURL()
-	reg := serveRegistry(n)
+	reg, _ := serveRegistry(t, n)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	attached := make(chan string, 1)
@@ -384,7 +378,7 @@ func TestRunSurvivesTheNode(t *testing.T) {
 	n.Close()
 	n = openNode(strings.TrimPrefix(url, "nats://"))
 	defer n.Close()
-	reg = serveRegistry(n)
+	reg, _ = serveRegistry(t, n)
 	waitCount(t, reg, "demo", 1)
 	cancel()
 	if err := <-done; err != nil {

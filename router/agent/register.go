@@ -3,24 +3,29 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"ripstop/kv"
 	"ripstop/router"
 )
 
+// standbyRetry is how often an instance asks again for a name that another
+// holds, besides being told when it may be free.
+const standbyRetry = 5 * time.Second
+
 // keepRegistered registers the instance, again after every census, reconnect
 // and change of its record, and never gives up.
 func (a *Agent) keepRegistered() {
-	const most = 5 * time.Second
-	wait := 50 * time.Millisecond
+	const least, most = 50 * time.Millisecond, 5 * time.Second
+	wait := least
 	first := true
 	for {
 		retry := (<-chan time.Time)(nil)
 		err := a.register()
 		switch {
 		case err == nil:
-			wait = 50 * time.Millisecond
+			wait = least
 			if first {
 				first = false
 				close(a.registered)
@@ -28,6 +33,9 @@ func (a *Agent) keepRegistered() {
 			}
 		case a.ctx.Err() != nil || a.draining.Load():
 			return
+		case errors.Is(err, kv.ErrAlreadyRegistered):
+			a.standBy(err)
+			retry = time.After(standbyRetry)
 		default:
 			a.log.Debug("not registered yet", "err", err, "retry", wait)
 			retry = time.After(wait)
@@ -42,6 +50,35 @@ func (a *Agent) keepRegistered() {
 	}
 }
 
+// standBy takes the instance out of service: why says who has its name.
+func (a *Agent) standBy(why error) {
+	a.mu.Lock()
+	before := a.asleep
+	a.mu.Unlock()
+	if err := a.leave(); err != nil {
+		a.log.Warn("subscriptions not ended", "err", err)
+	}
+	if before {
+		return
+	}
+	if a.opts.Standby {
+		a.log.Info("standing by", "why", why)
+		return
+	}
+	a.log.Warn("not attached", "err", why)
+	select {
+	case a.refused <- why:
+	default:
+	}
+}
+
+// holds reports whether an exclusive instance has the name.
+func (a *Agent) holds() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.shared) > 0
+}
+
 func (a *Agent) register() error {
 	a.mu.Lock()
 	if a.closed {
@@ -50,10 +87,24 @@ func (a *Agent) register() error {
 	}
 	nc := a.opts.Conn
 	cid, _ := nc.GetClientID() // 0 while not connected; the request below fails then
-	a.record.Conn = kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid}
+	conn := kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid}
+	if conn != a.record.Conn || a.changed || a.record.Seq == 0 {
+		a.record.Conn = conn
+		a.record.Seq++
+		a.changed = false
+	}
 	record := a.record
 	a.mu.Unlock()
-	return a.reg.Put(a.ctx, record)
+	if _, err := a.reg.Put(a.ctx, record); err != nil {
+		return err
+	}
+	if err := a.join(); err != nil {
+		return err
+	}
+	if a.opts.Exclusive {
+		a.probing.Do(func() { a.wg.Go(a.probe) })
+	}
+	return nil
 }
 
 // registerSoon asks for another registration; it never blocks.
@@ -97,6 +148,7 @@ func (a *Agent) probe() {
 func (a *Agent) describe(info router.Info, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.changed = true
 	if err != nil {
 		a.record.Problem = err.Error()
 		return

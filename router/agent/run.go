@@ -67,13 +67,17 @@ type RunOptions struct {
 	Transport string // stdio, http or go
 	Backend   router.Backend
 	Software  string
+	Scope     string // as in Options
+	Exclusive bool
+	Standby   bool
 	Drain     time.Duration   // how long calls in flight may take at the end; 0 = 30 s
 	Attached  func(id string) // called once, when the instance stands in the registry; may be nil
 }
 
 // Run attaches a backend to the fabric from a process of its own and serves
-// until ctx ends. It waits for the fabric, and reconnects to it, for ever. The
-// backend is closed when Run returns.
+// until ctx ends. It waits for the fabric, and reconnects to it, for ever. It
+// fails when another instance holds the server's name (kv.ErrAlreadyRegistered),
+// unless it is to stand by. The backend is closed when Run returns.
 func Run(ctx context.Context, opts RunOptions) error {
 	if opts.Drain == 0 {
 		opts.Drain = 30 * time.Second
@@ -111,6 +115,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 	a, err := Attach(Options{
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport, Backend: opts.Backend,
 		Conn: nc, Relay: relay, Software: opts.Software, Logger: opts.Logger,
+		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby,
 	})
 	if err != nil {
 		return errors.Join(err, opts.Backend.Close())
@@ -124,6 +129,10 @@ func Run(ctx context.Context, opts RunOptions) error {
 			return a.Close(end)
 		case <-back:
 			a.Reconnected()
+		case why := <-a.Refused():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
+			defer cancel()
+			return errors.Join(why, a.Close(end))
 		case <-registered:
 			registered = nil
 			if opts.Attached != nil {
