@@ -128,7 +128,6 @@ func TestStartRefuses(t *testing.T) {
 		"unknown flag":      {[]string{"--frobnicate"}, 2, "frobnicate"},
 		"no servers file":   {[]string{"--servers", filepath.Join(dir, "none.json")}, 1, "none.json"},
 		"bad servers file":  {[]string{"--servers", file("bad.json", `{"mcpServers":{"x":{}}}`)}, 1, `server "x"`},
-		"no such command":   {[]string{"--servers", file("cmd.json", `{"mcpServers":{"x":{"command":"no-such-command-here"}}}`)}, 1, "no-such-command-here"},
 		"damaged directory": {[]string{"--data-dir", filepath.Dir(file("node.json", "{"))}, 1, "damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -150,6 +149,20 @@ func TestStartRefuses(t *testing.T) {
 				t.Errorf("%d lines where one error would do:\n%s", n, r.err)
 			}
 		})
+	}
+}
+
+// TestOneServerMissing: a command that is not installed here costs that server
+// only, not the node.
+func TestOneServerMissing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mcp.json")
+	if err := os.WriteFile(path, []byte(`{"mcpServers":{"x":{"command":"no-such-command-here"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := startNode(t, "--servers", path)
+	n.cli(t, "call", "demo", "echo", "text=hi").ok(t).says(t, "hi")
+	if log := n.stderr.String(); !strings.Contains(log, "server not attached") || !strings.Contains(log, "no-such-command-here") {
+		t.Errorf("the log does not say what is missing:\n%s", log)
 	}
 }
 
