@@ -35,7 +35,7 @@ const maxQueued = 64 << 20
 type Client struct {
 	nc     *nats.Conn
 	sub    *nats.Subscription
-	inbox  string // "_INBOX.<nuid>."
+	inbox  string // "<inbox prefix>.<nuid>."
 	prefix string // of request tokens
 	next   atomic.Uint64
 
@@ -57,8 +57,8 @@ func NewClient(nc *nats.Conn) (*Client, error) {
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	c.prefix = c.inbox[strings.IndexByte(c.inbox, '.')+1 : len(c.inbox)-1]
-	c.prefix = strings.ReplaceAll(c.prefix, ".", "-") + "-"
+	id := strings.TrimSuffix(c.inbox, ".")
+	c.prefix = id[strings.LastIndexByte(id, '.')+1:] + "-"
 	sub, err := nc.Subscribe(c.inbox+"*", c.onFrame)
 	if err != nil {
 		return nil, err
@@ -68,6 +68,7 @@ func NewClient(nc *nats.Conn) (*Client, error) {
 		return nil, err
 	}
 	c.sub = sub
+	c.watchRefusals()
 	go c.watch()
 	return c, nil
 }
@@ -82,6 +83,8 @@ func (c *Client) Close() {
 
 // call is a request in flight.
 type call struct {
+	req      *router.Request
+	subject  string
 	server   string
 	instance string // "" until known
 	started  time.Time
@@ -161,7 +164,7 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 	if err != nil {
 		return nil, err
 	}
-	k := &call{server: req.Server, instance: req.Instance, started: time.Now(), opens: req.Op == router.OpListen, wake: make(chan struct{}, 1)}
+	k := &call{req: req, subject: msg.Subject, server: req.Server, instance: req.Instance, started: time.Now(), opens: req.Op == router.OpListen, wake: make(chan struct{}, 1)}
 	c.mu.Lock()
 	c.pending[token] = k
 	c.mu.Unlock()
@@ -174,7 +177,7 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 		return nil, publishError(req, len(msg.Data), err)
 	}
 	reply, err := c.receive(ctx, k, req, out)
-	if err != nil {
+	if err != nil && !errors.Is(err, router.ErrRefused) { // what was refused did not get anywhere
 		c.control(req.Server, c.prefix+token, controlCancel)
 	}
 	return reply, err
