@@ -78,6 +78,9 @@ type Request struct {
 	Principal   string            // who the edge says the caller is; "" = anonymous
 }
 
+// Anybody is the Principal of a caller with the token that all share.
+const Anybody = "bearer"
+
 // ID returns the raw id of the request's message, or nil.
 func (r *Request) ID() []byte {
 	if r.Message == nil {

@@ -91,7 +91,7 @@ func (g *Guard) Any() bool { return len(g.now.Load().byName) > 0 }
 // Serve passes on what the caller may do. A principal that is no user's name is
 // not limited: it is the edge that let it in.
 func (g *Guard) Serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
-	if req.Principal == "" || req.Principal == Anybody {
+	if req.Principal == "" || req.Principal == router.Anybody {
 		return g.next.Serve(ctx, req, out)
 	}
 	n := g.now.Load().byName[req.Principal]
@@ -113,9 +113,6 @@ func (g *Guard) Serve(ctx context.Context, req *router.Request, out router.Strea
 	}
 	return reply, err
 }
-
-// Anybody is the principal of a caller with the token that all share.
-const Anybody = "bearer"
 
 // check says what a request lacks the right to, or nil.
 func (n *grant) check(req *router.Request) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,12 +21,21 @@ type Connection struct {
 	Token  string // "" = none
 	Name   string // shown in the server's connection list
 	Logger *slog.Logger
+
+	// TokenFunc returns the token at every connect, so that one that has
+	// changed is used from the next reconnect on; nil = Token.
+	TokenFunc func() string
+
+	// PEM files of TLS, read at every connect. CAFile verifies servers ("" =
+	// the system's CAs); CertFile and KeyFile are shown to servers that ask.
+	CAFile, CertFile, KeyFile string
 }
 
 // The NATS users that tokens belong to: the built-in roles.
 const (
-	clientUser = "client"
-	agentUser  = "agent"
+	clientUser   = "client"
+	agentUser    = "agent"
+	operatorUser = "operator"
 )
 
 // Dial connects to the fabric. The connection is retried for ever if stubborn,
@@ -46,17 +56,38 @@ func (c Connection) Dial(stubborn bool, opts ...nats.Option) (*nats.Conn, error)
 			c.Logger.Warn("NATS connection", "err", err)
 		}),
 	}
-	if c.User == "" {
-		c.User = clientUser
-	}
-	if c.Token != "" {
-		all = append(all, nats.UserInfo(c.User, c.Token))
-	}
+	all = append(all, c.credentials()...)
 	nc, err := nats.Connect(c.URLs, append(all, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", c.URLs, err)
 	}
 	return nc, nil
+}
+
+// credentials are what the connection shows of itself and believes of the
+// server.
+func (c Connection) credentials() []nats.Option {
+	var opts []nats.Option
+	switch c.User {
+	case "":
+		c.User = clientUser
+	case clientUser, agentUser, operatorUser:
+	default:
+		opts = append(opts, nats.CustomInboxPrefix(wire.InboxPrefix(c.User)))
+	}
+	switch {
+	case c.TokenFunc != nil:
+		opts = append(opts, nats.UserInfoHandler(func() (string, string) { return c.User, c.TokenFunc() }))
+	case c.Token != "":
+		opts = append(opts, nats.UserInfo(c.User, c.Token))
+	}
+	if c.CAFile != "" {
+		opts = append(opts, nats.RootCAs(c.CAFile))
+	}
+	if c.CertFile != "" {
+		opts = append(opts, nats.ClientCert(c.CertFile, c.KeyFile))
+	}
+	return opts
 }
 
 // RunOptions are what Run attaches, and where.
@@ -92,7 +123,17 @@ func Run(ctx context.Context, opts RunOptions) error {
 		default:
 		}
 	}
+	refused := make(chan error, 1)
 	nc, err := opts.Dial(true,
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			opts.Logger.Warn("NATS connection", "err", err)
+			if mayNotAttach(opts.Server, err) {
+				select {
+				case refused <- fmt.Errorf("attach %s: NATS user %q may not attach this server; the node's users file says which it may", opts.Server, opts.User):
+				default:
+				}
+			}
+		}),
 		nats.ConnectHandler(note),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			opts.Logger.Info("connected again", "url", nc.ConnectedUrlRedacted())
@@ -127,6 +168,10 @@ func Run(ctx context.Context, opts RunOptions) error {
 			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
 			defer cancel()
 			return a.Close(end)
+		case err := <-refused:
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), opts.Drain)
+			defer cancel()
+			return errors.Join(err, a.Close(end))
 		case <-back:
 			a.Reconnected()
 		case why := <-a.Refused():
@@ -140,6 +185,12 @@ func Run(ctx context.Context, opts RunOptions) error {
 			}
 		}
 	}
+}
+
+// mayNotAttach reports whether err is the NATS server's refusal to let this user
+// answer for server (nats-server, server/client.go, processSub).
+func mayNotAttach(server string, err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `Subscription to "`+wire.ServerSubject(server)+`"`)
 }
 
 // Func returns a backend for a server written against this package: f answers

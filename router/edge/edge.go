@@ -64,6 +64,11 @@ type Options struct {
 	// token can be changed while running.
 	Token func() string
 
+	// Users returns whom a bearer token other than Token's belongs to, which
+	// becomes [router.Request.Principal]. While it is not nil, a token is
+	// needed.
+	Users func(token string) (name string, ok bool)
+
 	// AllowedOrigins are the browser origins ("https://app.example.com") that
 	// may call, beyond those on loopback when the request arrives there; "*"
 	// allows any. A request without an Origin is no browser's.
@@ -94,6 +99,7 @@ type Edge struct {
 	handler    router.Handler
 	allServers string
 	token      func() string
+	users      func(token string) (name string, ok bool)
 	origins    map[string]bool
 	hosts      map[string]bool
 	loopback   bool
@@ -111,7 +117,7 @@ func New(o Options) *Edge {
 		panic("edge: New without a Handler")
 	}
 	e := &Edge{
-		handler: o.Handler, allServers: o.AllServers, token: o.Token, loopback: o.Loopback,
+		handler: o.Handler, allServers: o.AllServers, token: o.Token, users: o.Users, loopback: o.Loopback,
 		origins: lowerSet(o.AllowedOrigins), hosts: lowerSet(o.AllowedHosts),
 		maxBody: o.MaxBody, log: o.Logger,
 	}

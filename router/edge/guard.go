@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+
+	"ripstop/router"
 )
 
 // Header values that never change share one slice.
@@ -80,27 +82,35 @@ func (e *Edge) originAllowed(origin string, local bool) bool {
 		u.Path == "" && u.RawQuery == "" && u.Fragment == "" && isLoopbackHost(u.Host)
 }
 
-// checkToken compares bearer tokens in constant time.
+// checkToken finds out who the caller is. The token all share is compared in
+// constant time.
 func (e *Edge) checkToken(x *exchange, r *http.Request) error {
-	if e.token == nil {
-		return nil
+	want := ""
+	if e.token != nil {
+		want = e.token()
 	}
-	want := e.token()
-	if want == "" {
+	if want == "" && e.users == nil {
 		return nil
 	}
 	const scheme = "bearer "
 	got := first(r.Header, "Authorization")
-	if len(got) > len(scheme) && strings.EqualFold(got[:len(scheme)], scheme) {
-		if subtle.ConstantTimeCompare([]byte(strings.TrimSpace(got[len(scheme):])), []byte(want)) == 1 {
-			x.req.Principal = "bearer"
+	if len(got) <= len(scheme) || !strings.EqualFold(got[:len(scheme)], scheme) {
+		x.w.Header()["Www-Authenticate"] = []string{"Bearer"}
+		return refused(http.StatusUnauthorized, "this node needs the header Authorization: Bearer <token>")
+	}
+	got = strings.TrimSpace(got[len(scheme):])
+	if want != "" && subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1 {
+		x.req.Principal = router.Anybody
+		return nil
+	}
+	if e.users != nil {
+		if name, ok := e.users(got); ok {
+			x.req.Principal = name
 			return nil
 		}
-		x.w.Header()["Www-Authenticate"] = []string{`Bearer error="invalid_token"`}
-		return refused(http.StatusUnauthorized, "the bearer token is not this node's")
 	}
-	x.w.Header()["Www-Authenticate"] = []string{"Bearer"}
-	return refused(http.StatusUnauthorized, "this node needs the header Authorization: Bearer <token>")
+	x.w.Header()["Www-Authenticate"] = []string{`Bearer error="invalid_token"`}
+	return refused(http.StatusUnauthorized, "the bearer token is not this node's")
 }
 
 // preflight answers OPTIONS: a browser asking before it calls (Fetch standard,

@@ -163,3 +163,33 @@ func TestPreflight(t *testing.T) {
 		t.Errorf("plain OPTIONS: %d %v", w.Code, w.Header())
 	}
 }
+
+func TestUsersTokens(t *testing.T) {
+	var got string
+	h := router.HandlerFunc(func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+		got = req.Principal
+		return &router.Reply{Body: []byte(`{"jsonrpc":"2.0","id":1,"result":{}}`)}, nil
+	})
+	users := func(token string) (string, bool) { return "ci", token == "of-ci" }
+	shared := edge.New(edge.Options{Handler: h, Users: users, Token: func() string { return "s3cret" }})
+	none := edge.New(edge.Options{Handler: h, Users: users})
+	for _, tt := range []struct {
+		e         *edge.Edge
+		token     string
+		status    int
+		principal string
+	}{
+		{shared, "of-ci", 200, "ci"},
+		{shared, "s3cret", 200, router.Anybody},
+		{shared, "other", 401, ""},
+		{none, "of-ci", 200, "ci"},
+		{none, "s3cret", 401, ""},
+		{none, "", 401, ""},
+	} {
+		got = ""
+		w := do(t, tt.e, "POST", "/mcp/demo", legacyCall, header("Authorization", "Bearer "+tt.token))
+		if w.Code != tt.status || got != tt.principal {
+			t.Errorf("token %q: %d as %q, want %d as %q", tt.token, w.Code, got, tt.status, tt.principal)
+		}
+	}
+}
