@@ -207,6 +207,9 @@ func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
 	if s.Name == allServers {
 		return nil, fmt.Errorf("the name %q stands for all servers as one; rename it", allServers)
 	}
+	if s.Name == "demo" && n.settings.Demo {
+		return nil, errors.New("the name \"demo\" is the built-in server's; rename it, or start with --demo=false")
+	}
 	id := router.NewInstanceID()
 	if s.URL != "" {
 		h := http.Header{}

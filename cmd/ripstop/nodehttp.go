@@ -31,13 +31,23 @@ func (n *node) serveHTTP(l net.Listener) error {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/", notFound)
 	n.http = edge.NewServer(l.Addr().String(), mux)
-	n.httpURL = "http://" + l.Addr().String()
+	n.httpURL = "http://" + reachable(l.Addr().String())
 	n.wg.Go(func() {
 		if err := n.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			n.failed <- fmt.Errorf("serve HTTP: %w", err)
 		}
 	})
 	return nil
+}
+
+// reachable turns an address that listens on every interface into one that can
+// be called from here.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return addr
 }
 
 func notFound(w http.ResponseWriter, _ *http.Request) {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"ripstop/fabric/raft"
@@ -31,9 +34,89 @@ func (n *node) watchNodes() error {
 	if err := w.WatchSystem(n.fabric.System()); err != nil {
 		return fmt.Errorf("watch nodes: %w", err)
 	}
+	wake := make(chan struct{}, 1)
+	stop := w.OnChange(func(e failover.Event) { n.onNode(e, wake) })
+	n.wg.Go(func() {
+		defer stop()
+		n.removeGone(w, wake)
+	})
 	n.wg.Go(func() { n.followRoutes(routes, w) })
 	n.wg.Go(func() { n.followGate(w) })
 	return nil
+}
+
+// onNode acts on what happened to another node.
+func (n *node) onNode(e failover.Event, wake chan<- struct{}) {
+	switch e.Kind {
+	case failover.NodeDown:
+		n.registry.NodeGone(e.Node)
+	case failover.NodeUp, failover.NodeRestarted:
+		n.registry.NodeBack(e.Node)
+		n.registry.Resync()
+	}
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}
+
+// removeEvery is how often records of nodes that are down are looked for,
+// besides at every event.
+const removeEvery = 5 * time.Second
+
+// removeGone takes the records of nodes that are down out of the registry. The
+// node that leads the meta group does it: there is one at most, and it is on
+// the side that can write.
+func (n *node) removeGone(w *nodes.Runner, wake <-chan struct{}) {
+	tick := time.NewTicker(removeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-wake:
+		case <-tick.C:
+		}
+		if !n.fabric.Voter() || raft.MetaLeader(n.fabric.Server()) != n.fabric.Name() {
+			continue
+		}
+		for _, name := range n.goneNodes(w.View()) {
+			ctx, cancel := context.WithTimeout(n.ctx, removeEvery)
+			count, err := n.registry.RemoveNode(ctx, name)
+			cancel()
+			switch {
+			case err != nil && n.ctx.Err() == nil:
+				n.log.Warn("registry keeps records of a node that is down", "node", name, "err", err)
+			case count > 0:
+				n.log.Info("instances of a node that is down removed", "node", name, "instances", count)
+			}
+		}
+	}
+}
+
+// settleAfter is how long after its start a node believes in records of nodes
+// that it has never seen: all may be starting.
+const settleAfter = 15 * time.Second
+
+// goneNodes names the nodes whose records mean nothing any more: those that
+// went down, and those that have records and were never seen.
+func (n *node) goneNodes(view []failover.NodeState) []string {
+	up := map[string]bool{n.fabric.Name(): true}
+	gone := map[string]bool{}
+	for _, s := range view {
+		up[s.Name] = up[s.Name] || s.State == failover.Up
+		if s.State == failover.Down && s.Cause != failover.NeverSeen {
+			gone[s.Name] = true
+		}
+	}
+	if time.Since(n.started) > settleAfter {
+		for _, i := range n.registry.All() {
+			if !up[i.Node] {
+				gone[i.Node] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(gone))
 }
 
 // followRoutes tells the monitor of routes that come and go.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,7 +67,9 @@ func runNode(ctx context.Context, s *nodeSettings, out io.Writer) error {
 // greet says where to connect and what to try next.
 func (n *node) greet(out io.Writer, took time.Duration) {
 	server := "SERVER"
-	if names := n.members(); len(names) > 0 {
+	if names := n.members(); slices.Contains(names, "demo") {
+		server = "demo"
+	} else if len(names) > 0 {
 		server = names[0]
 	}
 	fmt.Fprintf(out, `Ripstop %s: node %s is ready (%d ms)
