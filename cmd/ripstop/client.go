@@ -61,6 +61,10 @@ func clientSettingsOf(cmd *cobra.Command) (clientSettings, error) {
 	return s, nil
 }
 
+// notFromEnv annotates flags that must be typed: one left in the environment
+// would confirm what nobody has read.
+const notFromEnv = "ripstop_not_from_env"
+
 // flagsFromEnv gives every flag that was not set the value of RIPSTOP_<FLAG>.
 // The settings of a node are left to viper, which reads a file besides.
 func flagsFromEnv(cmd *cobra.Command) error {
@@ -70,7 +74,7 @@ func flagsFromEnv(cmd *cobra.Command) error {
 		value, ok := os.LookupEnv(envName(f.Name))
 		isSetting := slices.ContainsFunc(nodeSettingsList, func(s setting) bool { return s.key == f.Name })
 		switch {
-		case !ok || f.Changed || failed != nil, f.Name == "help", f.Name == "version", ofNode && (isSetting || f.Name == "config"):
+		case !ok || f.Changed || failed != nil, f.Name == "help", f.Name == "version", f.Annotations[notFromEnv] != nil, ofNode && (isSetting || f.Name == "config"):
 			return
 		}
 		if err := cmd.Flags().Set(f.Name, value); err != nil {

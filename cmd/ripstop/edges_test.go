@@ -56,7 +56,7 @@ func TestCompletion(t *testing.T) {
 		"call nix ":            nil,
 		"call demo nix ":       nil,
 		"ls --kind ":           {"tools", "resources", "prompts"},
-		"ls ":                  {"servers", "instances"},
+		"ls ":                  {"servers", "instances", "nodes"},
 		"ls -o ":               {"table", "json"},
 		"call demo echo x --t": {"--timeout\tgive up after this long; 0 = never (RIPSTOP_TIMEOUT)", "--token-file\tfile with the token of the fabric (RIPSTOP_TOKEN_FILE)"},
 	} {

@@ -11,6 +11,8 @@ const (
 	exitToolError   = 5
 	exitTimeout     = 6
 	exitUnknown     = 7
+	exitRefused     = 8
+	exitUnhealthy   = 9
 	exitInterrupted = 130 // 128 + SIGINT, as a shell has it
 )
 
@@ -26,13 +28,15 @@ func newExitCodesTopic() *cobra.Command {
     2  the command line is wrong: an unknown flag, a missing or wrong argument
     3  the fabric can't be reached, or no instance of the server answers;
        nothing was executed
-    4  no such server, tool or session; nothing was executed
+    4  no such server, tool, session or node; nothing was executed
     5  the tool was executed and reported an error itself
     6  the time given by --timeout ran out; the call was cancelled
     7  the outcome is unknown: the call may or may not have been executed
+    8  an operator's command was refused, or not confirmed; nothing was done
+    9  the cluster was asked for its status, and is unhealthy
   130  interrupted by Ctrl-C or SIGTERM; the call was cancelled
 
-After 3 and 4 it is safe to try again. After 6, 7 and 130 look first at what the
+After 3, 4 and 8 it is safe to try again. After 6, 7 and 130 look first at what the
 call would have changed.`,
 		Example: `  ripstop call demo echo text=hi || echo "exit code $?"`,
 	}

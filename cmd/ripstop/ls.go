@@ -21,32 +21,42 @@ var kinds = []string{"tools", "resources", "prompts"}
 
 func newLsCommand(dial dialFunc) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ls [servers|instances]",
-		Short: "List the attached MCP servers, or their instances",
-		Long: `List the MCP servers that are attached to the fabric, or every instance of them.
+		Use:   "ls [servers|instances|nodes]",
+		Short: "List the attached MCP servers, their instances, or the nodes",
+		Long: `List the MCP servers that are attached to the fabric, every instance of them, or
+the nodes of the cluster.
 
 A server is a name; each of its instances is a backend that answers for it. With
---kind, only those are listed that offer tools, resources or prompts.`,
+--kind, only those are listed that offer tools, resources or prompts. Nodes are
+shown to the operator's user only.`,
 		Example: `  ripstop ls
   ripstop ls instances
-  ripstop ls --kind tools -o json`,
-		Args:      wantArgs("[servers|instances]"),
-		ValidArgs: []cobra.Completion{"servers", "instances"},
+  ripstop ls --kind tools -o json
+  ripstop ls nodes`,
+		Args:      wantArgs("[servers|instances|nodes]"),
+		ValidArgs: []cobra.Completion{"servers", "instances", "nodes"},
 	}
 	kind := cmd.Flags().String("kind", "", "only what offers "+strings.Join(kinds, ", ")+" ("+envName("kind")+")")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	addClientFlags(cmd)
+	addOperatorFlags(cmd)
 	addTimeout(cmd, listTimeout)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		what := "servers"
 		if len(args) > 0 {
 			what = args[0]
 		}
-		if what != "servers" && what != "instances" {
-			return usagef("%q can't be listed; say servers or instances%s", what, didYouMean(what, []string{"servers", "instances"}))
+		if list := []string{"servers", "instances", "nodes"}; !slices.Contains(list, what) {
+			return usagef("%q can't be listed; say servers, instances or nodes%s", what, didYouMean(what, list))
 		}
 		if *kind != "" && !slices.Contains(kinds, *kind) {
 			return usagef("--kind %q is none of %s%s", *kind, strings.Join(kinds, ", "), didYouMean(*kind, kinds))
+		}
+		if what == "nodes" {
+			if *kind != "" {
+				return usagef("--kind tells servers apart, not nodes")
+			}
+			return runLsNodes(cmd)
 		}
 		return runLs(cmd, dial, what, *kind)
 	}

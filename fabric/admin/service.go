@@ -228,9 +228,9 @@ func (s *Service) Status(ctx context.Context) Status {
 		st.Mode = "clustered"
 	}
 	st.Nodes = s.opts.Nodes.AdminNodes(check)
-	up := 0
+	up := 0 // servers that should answer
 	for _, n := range st.Nodes {
-		if n.State == "up" {
+		if n.State == "up" && n.ServerID != "" {
 			up++
 		}
 	}
