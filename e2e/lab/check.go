@@ -193,3 +193,22 @@ var holders = porcupine.Model{
 		return fmt.Sprintf("%s %s by %s: %v %s", op.Kind, op.Target, op.Client, output, op.Out)
 	},
 }
+
+// Forks checks that one sequence number never meant two things: what listeners
+// heard, each of them under each number.
+func Forks(heard map[string]map[uint64]string) []string {
+	var problems []string
+	type first struct{ who, what string }
+	seen := map[uint64]first{}
+	for _, who := range sortedKeys(heard) {
+		for seq, what := range heard[who] {
+			if f, ok := seen[seq]; ok && f.what != what {
+				problems = append(problems, fmt.Sprintf("sequence %d is %.200q to %s and %.200q to %s", seq, f.what, f.who, what, who))
+			} else if !ok {
+				seen[seq] = first{who, what}
+			}
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}

@@ -213,3 +213,19 @@ func TestStall(t *testing.T) {
 		t.Errorf("stall %s", worst)
 	}
 }
+
+func TestForks(t *testing.T) {
+	a := map[uint64]string{1: "x", 2: "y"}
+	for name, tt := range map[string]struct {
+		b    map[uint64]string
+		want int
+	}{
+		"same":       {map[uint64]string{1: "x", 2: "y"}, 0},
+		"heard less": {map[uint64]string{2: "y"}, 0},
+		"forked":     {map[uint64]string{1: "x", 2: "z"}, 1},
+	} {
+		if got := lab.Forks(map[string]map[uint64]string{"n1": a, "n2": tt.b}); len(got) != tt.want {
+			t.Errorf("%s: %q, want %d problems", name, got, tt.want)
+		}
+	}
+}
