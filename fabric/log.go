@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -37,19 +38,28 @@ func (b *logBridge) Noticef(format string, v ...any) { b.put(slog.LevelDebug, fo
 // passwords that never leave this process or are a token of 16 characters.
 var onPurpose = []string{"Maximum payloads over", "Plaintext passwords"}
 
-// Warnf logs at warn, but for the remarks on choices the fabric makes on purpose.
-func (b *logBridge) Warnf(format string, v ...any) {
-	level := slog.LevelWarn
-	for _, known := range onPurpose {
-		if strings.Contains(format, known) {
-			level = slog.LevelDebug
-		}
-	}
-	b.put(level, format, v)
+// saidBetter is what the node says itself, in fewer and plainer words: whom it
+// reaches, and whether there is a leader.
+var saidBetter = []string{"Error trying to connect to route", "Waiting for routing", "has not established contact with a meta leader"}
+
+// Warnf logs at warn, but for the remarks on choices the fabric makes on
+// purpose, and what it says itself.
+func (b *logBridge) Warnf(format string, v ...any) { b.put(atMost(slog.LevelWarn, format), format, v) }
+
+// Errorf logs at error, with the same exceptions.
+func (b *logBridge) Errorf(format string, v ...any) {
+	b.put(atMost(slog.LevelError, format), format, v)
 }
 
-// Errorf logs at error.
-func (b *logBridge) Errorf(format string, v ...any) { b.put(slog.LevelError, format, v) }
+// atMost is level, or debug for a known text.
+func atMost(level slog.Level, format string) slog.Level {
+	for _, known := range slices.Concat(onPurpose, saidBetter) {
+		if strings.Contains(format, known) {
+			return slog.LevelDebug
+		}
+	}
+	return level
+}
 
 // Fatalf logs at error and tells Open.
 func (b *logBridge) Fatalf(format string, v ...any) {
