@@ -65,8 +65,8 @@ func (t *TLS) Read() (*Certificates, error) {
 	return &c, nil
 }
 
-// Use makes c count for connections from now on.
-func (t *TLS) Use(c *Certificates) { t.now.Store(c) }
+// Use makes c count for connections from now on, and returns what did before.
+func (t *TLS) Use(c *Certificates) (before *Certificates) { return t.now.Swap(c) }
 
 // Files returns what the content was read from.
 func (t *TLS) Files() TLSFiles { return t.files }

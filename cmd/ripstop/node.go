@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,6 +22,7 @@ import (
 	"ripstop/failover/nodes"
 	"ripstop/kv"
 	"ripstop/router"
+	"ripstop/router/access"
 	"ripstop/router/agent"
 	"ripstop/router/aggregate"
 	"ripstop/router/demo"
@@ -48,6 +51,9 @@ type node struct {
 	registrar *kv.Registrar
 	client    *wire.Client
 	router    *router.Router
+	guard     *access.Guard
+	token     atomic.Pointer[string] // that all HTTP clients share; "" = none
+	hup       chan os.Signal
 	set       *servers.Set
 	edge      *edge.Edge
 	http      *http.Server
@@ -69,6 +75,7 @@ func openNode(ctx context.Context, s *nodeSettings) (*node, error) {
 	n := &node{settings: s, started: time.Now().UTC(), log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	n.hup = catchHangup()
 	if s.Servers != "" { // said before anything runs
 		if _, err := servers.Load(s.Servers); err != nil {
 			n.cancel()
@@ -102,6 +109,7 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	n.fabric, err = fabric.Open(ctx, fabric.Options{
 		Name: s.Name, Region: s.Region, Addr: s.NATSAddr, DataDir: s.DataDir, Cluster: s.Cluster, Logger: n.log,
 		Tokens: fabric.Tokens{Client: s.Token, Agent: s.AgentToken, Operator: s.OperatorToken},
+		Users:  access.NATS(s.Users), TLS: s.TLS, Verify: s.Verify,
 	})
 	if err != nil {
 		return err
@@ -122,7 +130,12 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 			n.client.Lost(c.Instance.Server, c.Instance.Instance)
 		}
 	})
+	n.guard = access.NewGuard(n.router, s.Users)
+	n.token.Store(&s.Token)
 	n.collect()
+	n.collectTLS()
+	n.warnOfTLS()
+	n.reloadOnHangup()
 	if err := n.attachOwn(); err != nil {
 		return err
 	}
@@ -297,6 +310,7 @@ func (n *node) wait(ctx context.Context) error {
 // ctx ends; servers leave the registry; NATS stops; the data directory is free.
 // It takes a node that was opened in part.
 func (n *node) close(ctx context.Context) error {
+	defer signal.Stop(n.hup)
 	var errs []error
 	if n.edge != nil {
 		errs = append(errs, n.edge.Shutdown(ctx))

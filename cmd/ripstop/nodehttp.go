@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 
@@ -17,23 +18,34 @@ import (
 // serveHTTP offers the edge and the node's own pages on l.
 func (n *node) serveHTTP(l net.Listener) error {
 	s := n.settings
+	users := n.guard.Authenticate
+	if len(s.Users) == 0 {
+		users = nil
+	}
 	n.edge = edge.New(edge.Options{
-		Handler: n.router, AllServers: allServers,
-		Token:          func() string { return s.Token },
+		Handler: n.guard, AllServers: allServers, Users: users,
+		Token:          func() string { return *n.token.Load() },
 		AllowedOrigins: s.AllowedOrigins, AllowedHosts: s.AllowedHosts,
 		Logger: n.log, Metrics: n.metrics,
 	})
 	mux := http.NewServeMux()
-	mux.Handle("/mcp", n.edge)
-	mux.Handle("/mcp/", n.edge)
+	mux.Handle("/mcp", s.certified(n.edge))
+	mux.Handle("/mcp/", s.certified(n.edge))
 	mux.HandleFunc("GET /health", n.health)
 	mux.HandleFunc("GET /ready", n.readiness)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", s.certified(promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{})))
 	mux.HandleFunc("/", notFound)
 	n.http = edge.NewServer(l.Addr().String(), mux)
+	n.http.ErrorLog = slog.NewLogLogger(n.log.Handler(), slog.LevelDebug) // handshakes that fail
 	n.httpURL = "http://" + reachable(l.Addr().String())
+	serve := n.http.Serve
+	if s.TLS != nil {
+		n.httpURL = "https://" + reachable(l.Addr().String())
+		n.http.TLSConfig = s.tlsConfig()
+		serve = func(l net.Listener) error { return n.http.ServeTLS(l, "", "") }
+	}
 	n.wg.Go(func() {
-		if err := n.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 			n.failed <- fmt.Errorf("serve HTTP: %w", err)
 		}
 	})

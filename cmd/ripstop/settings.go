@@ -19,6 +19,7 @@ import (
 	"ripstop/fabric"
 	"ripstop/fabric/raft"
 	"ripstop/failover"
+	"ripstop/router/access"
 	"ripstop/router/wire"
 )
 
@@ -53,6 +54,14 @@ var nodeSettingsList = []setting{
 	{"token-file", "", "file with the token that HTTP clients (Bearer) and NATS clients (user client) must present", "/etc/ripstop/token"},
 	{"agent-token-file", "", "file with the token of NATS user agent, who attaches servers; default: that of --token-file", "/etc/ripstop/agent-token"},
 	{"operator-token-file", "", "file with the token of NATS user operator, who reads buckets and runs `ripstop admin`; default: that of --token-file", "/etc/ripstop/operator-token"},
+	{"users-file", "", "file with more users, each with a token and rights of its own (docs/security.md)", "/etc/ripstop/users.yaml"},
+	{"tls-cert", "", "certificate (PEM) to show NATS and HTTP clients; turns TLS on", "/etc/ripstop/n1.crt"},
+	{"tls-key", "", "private key of --tls-cert", "/etc/ripstop/n1.key"},
+	{"tls-ca", "", "CA certificates (PEM) that clients' certificates are verified with", "/etc/ripstop/ca.crt"},
+	{"tls-verify", false, "demand a certificate of every client, but for /health and /ready", "true"},
+	{"cluster-tls-cert", "", "certificate to show other nodes, who verify it; default: --tls-cert", "/etc/ripstop/n1.crt"},
+	{"cluster-tls-key", "", "private key of --cluster-tls-cert; default: --tls-key", "/etc/ripstop/n1.key"},
+	{"cluster-tls-ca", "", "CA certificates that other nodes' are verified with; default: --tls-ca", "/etc/ripstop/ca.crt"},
 	{"insecure", false, "listen beyond loopback without a token", "true"},
 	{"allowed-origins", []string{}, "web origins that may call the HTTP edge, beyond loopback's own", "https://app.example.com"},
 	{"allowed-hosts", []string{}, "host names the HTTP edge answers to on loopback, beyond localhost", "mcp.test"},
@@ -169,6 +178,10 @@ type nodeSettings struct {
 	Cluster                           *fabric.Cluster // nil = a node on its own
 	Monitor                           failover.Config
 	Token, AgentToken, OperatorToken  string
+	Users                             []access.User
+	TLS                               *fabric.TLS // of NATS and HTTP clients; nil = in clear
+	Verify                            bool        // demand certificates of clients
+	reread                            func() (secrets, error)
 	AllowedOrigins, AllowedHosts      []string
 	SessionIdle, Drain                time.Duration
 	LogLevel                          slog.Level
@@ -203,11 +216,12 @@ func (l *loaded) settings() (*nodeSettings, error) {
 		bad("name", "%q: use letters, digits, '-', '_' and '.', up to 64", s.Name)
 	}
 	s.Region = v.GetString("region")
-	s.Token = l.token("token-file", bad)
-	s.AgentToken = l.token("agent-token-file", bad)
-	s.OperatorToken = l.token("operator-token-file", bad)
+	who := l.secrets(bad)
+	s.Token, s.AgentToken, s.OperatorToken, s.Users = who.Tokens.Client, who.Tokens.Agent, who.Tokens.Operator, who.Users
+	s.TLS, s.Verify = l.tls(bad)
+	s.reread = func() (secrets, error) { return l.reread(s) }
 	for _, key := range []string{"nats-addr", "http-addr"} {
-		if err := checkListen(v.GetString(key), s.Token != "" || insecure, "anyone could call every server", "--token-file"); err != nil {
+		if err := checkListen(v.GetString(key), s.guarded() || insecure, "anyone could call every server", "--token-file"); err != nil {
 			bad(key, "%v", err)
 		}
 	}
@@ -238,13 +252,14 @@ func (l *loaded) cluster(insecure bool, bad complain) *fabric.Cluster {
 		bad("timing", "%v", err)
 	}
 	if c.Addr == "" {
-		for _, key := range []string{"peers", "voters", "cluster-advertise"} {
+		for _, key := range []string{"peers", "voters", "cluster-advertise", "cluster-tls-cert", "cluster-tls-key", "cluster-tls-ca"} {
 			if l.origin(key) != "default" {
 				bad(key, "goes with --cluster-addr, the address at which this node meets the others")
 			}
 		}
 		return nil
 	}
+	c.TLS = l.routeTLS(bad)
 	if err := checkListen(c.Addr, c.Secret != "" || insecure, "anyone could join the cluster", "--secret-file"); err != nil {
 		bad("cluster-addr", "%v", err)
 	}
