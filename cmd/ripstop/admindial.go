@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"time"
@@ -32,7 +31,7 @@ func addAdminFlags(cmd *cobra.Command, timeout time.Duration) {
 
 // addOperatorFlags adds to addClientFlags what the operator's user needs.
 func addOperatorFlags(cmd *cobra.Command) {
-	cmd.Flags().String("user", "operator", "NATS user that may run operator's commands ("+envName("user")+")")
+	cmd.Flags().Lookup("user").Usage = "NATS user; operator's commands default to operator (" + envName("user") + ")"
 	cmd.Flags().String("operator-token-file", "", "file with the operator's token; default: that of --token-file ("+envName("operator-token-file")+")")
 	cmd.Flags().Lookup("nats").Usage += "; --server is the same"
 	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
@@ -60,7 +59,10 @@ func dialOperator(ctx context.Context, cmd *cobra.Command) (*operator, error) {
 			return nil, usagef("--operator-token-file: %w", err)
 		}
 	}
-	user := cmd.Flag("user").Value.String()
+	user := s.User
+	if user == "" {
+		user = "operator"
+	}
 	refused, refuse := context.WithCancelCause(context.WithoutCancel(ctx))
 	notAllowed := &failure{code: exitUnreachable, what: "the fabric at " + s.URLs, why: "user " + quote(user) + " may not run operator's commands", try: cmd.CommandPath() + " --operator-token-file FILE"}
 	opts := []nats.Option{
@@ -71,7 +73,9 @@ func dialOperator(ctx context.Context, cmd *cobra.Command) (*operator, error) {
 			}
 		}),
 	}
-	nc, err := dialNATS(ctx, agent.Connection{URLs: s.URLs, Name: "ripstop admin", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}, opts)
+	nc, err := dialNATS(ctx, agent.Connection{
+		URLs: s.URLs, CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key, Name: "ripstop admin", Logger: slog.New(slog.DiscardHandler),
+	}, opts)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, explain("the fabric at "+s.URLs, ctx.Err())

@@ -22,6 +22,7 @@ import (
 type clientSettings struct {
 	URLs  string // NATS URLs, separated by commas
 	Token string // "" = none
+	credentials
 }
 
 // fabricClient is the fabric as the client commands need it.
@@ -42,7 +43,7 @@ type dialFunc func(ctx context.Context, s clientSettings) (fabricClient, error)
 // addClientFlags defines how a command reaches the fabric.
 func addClientFlags(cmd *cobra.Command) {
 	cmd.Flags().String("nats", defaultNATS, "NATS URLs of the fabric, separated by commas ("+envName("nats")+")")
-	cmd.Flags().String("token-file", "", "file with the token of the fabric ("+envName("token-file")+")")
+	addCredentialFlags(cmd)
 }
 
 // clientSettingsOf reads the flags of addClientFlags.
@@ -51,14 +52,7 @@ func clientSettingsOf(cmd *cobra.Command) (clientSettings, error) {
 		return clientSettings{}, err
 	}
 	s := clientSettings{URLs: cmd.Flag("nats").Value.String()}
-	if path := cmd.Flag("token-file").Value.String(); path != "" {
-		token, err := readToken(path)
-		if err != nil {
-			return clientSettings{}, usagef("--token-file: %w", err)
-		}
-		s.Token = token
-	}
-	return s, nil
+	return s, s.readCredentials(cmd)
 }
 
 // notFromEnv annotates flags that must be typed: one left in the environment

@@ -11,7 +11,6 @@ import (
 
 	"ripstop/kv"
 	"ripstop/router"
-	"ripstop/router/agent"
 	"ripstop/router/wire"
 )
 
@@ -37,7 +36,7 @@ func dialStubborn(ctx context.Context, s clientSettings) (fabricClient, error) {
 
 func dialWith(ctx context.Context, s clientSettings, stubborn bool) (fabricClient, error) {
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil)) // commands report their own errors
-	c := agent.Connection{URLs: s.URLs, Token: s.Token, Name: "ripstop", Logger: quiet}
+	c := s.connection("ripstop", quiet)
 	type dialled struct {
 		nc  *nats.Conn
 		err error

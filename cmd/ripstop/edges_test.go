@@ -31,7 +31,7 @@ func TestEnvironment(t *testing.T) {
 		return f, nil
 	}
 	cliContext(t.Context(), dial, nil, "ls").want(t, "[]\n")
-	if want := (clientSettings{URLs: "nats://a:1,nats://b:2", Token: "0123456789abcdef"}); got != want {
+	if want := (clientSettings{URLs: "nats://a:1,nats://b:2", Token: "0123456789abcdef", credentials: credentials{TokenFile: token}}); got != want {
 		t.Errorf("settings %+v, want %+v", got, want)
 	}
 	cliContext(t.Context(), dial, nil, "ls", "--nats", "nats://c:3").want(t, "[]\n")
@@ -48,17 +48,17 @@ func TestEnvironment(t *testing.T) {
 func TestCompletion(t *testing.T) {
 	f, _ := newFakeFabric(t, false)
 	for args, want := range map[string][]string{
-		"call ":                {"demo", "files"},
-		"connect ":             {"demo", "files"},
-		"tools demo ":          {"add\tAdd two numbers", "ask", "block", "count", "echo\tSay it back.", "fail", "log"},
-		"call demo add ":       {"a=\tinteger", "b=\tnumber"},
-		"call demo add a=1 ":   {"b=\tnumber"},
-		"call nix ":            nil,
-		"call demo nix ":       nil,
-		"ls --kind ":           {"tools", "resources", "prompts"},
-		"ls ":                  {"servers", "instances", "nodes"},
-		"ls -o ":               {"table", "json"},
-		"call demo echo x --t": {"--timeout\tgive up after this long; 0 = never (RIPSTOP_TIMEOUT)", "--token-file\tfile with the token of the fabric (RIPSTOP_TOKEN_FILE)"},
+		"call ":                 {"demo", "files"},
+		"connect ":              {"demo", "files"},
+		"tools demo ":           {"add\tAdd two numbers", "ask", "block", "count", "echo\tSay it back.", "fail", "log"},
+		"call demo add ":        {"a=\tinteger", "b=\tnumber"},
+		"call demo add a=1 ":    {"b=\tnumber"},
+		"call nix ":             nil,
+		"call demo nix ":        nil,
+		"ls --kind ":            {"tools", "resources", "prompts"},
+		"ls ":                   {"servers", "instances", "nodes"},
+		"ls -o ":                {"table", "json"},
+		"call demo echo x --to": {"--token-file\tfile with the token of the fabric (RIPSTOP_TOKEN_FILE)"},
 	} {
 		o := cli(t, f, "", append([]string{"__complete"}, strings.Split(args, " ")...)...)
 		lines := strings.Split(strings.TrimSpace(o.out), "\n")

@@ -104,7 +104,7 @@ func runServe(cmd *cobra.Command, args []string, f serveFlags) error {
 	out := cmd.OutOrStdout()
 	fmt.Fprintf(out, "Attaching %s to %s …\n", name, settings.URLs)
 	err = agent.Run(cmd.Context(), agent.RunOptions{
-		Connection: agent.Connection{URLs: settings.URLs, Token: settings.Token, Name: "serve/" + name, Logger: log},
+		Connection: settings.connection("serve/"+name, log),
 		Server:     name, Instance: id, Transport: transport, Backend: backend, Software: buildVersion(), Drain: f.drain,
 		Scope: f.scope, Exclusive: f.only, Standby: f.standby,
 		Attached: func(id string) {

@@ -100,10 +100,7 @@ func (n *node) clientFlags() string {
 	if n.fabric.ClientURL() != defaultNATS {
 		flags += " --nats " + n.fabric.ClientURL()
 	}
-	if n.settings.Token != "" {
-		flags += " --token-file FILE"
-	}
-	return flags
+	return flags + n.settings.clientFlags()
 }
 
 func (n *node) natsFlags() string {
@@ -111,8 +108,5 @@ func (n *node) natsFlags() string {
 	if n.fabric.ClientURL() != defaultNATS {
 		flags += " -s " + n.fabric.ClientURL()
 	}
-	if n.settings.Token != "" {
-		flags += " --user client --password TOKEN"
-	}
-	return flags
+	return flags + n.settings.natsFlags()
 }

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"ripstop/fabric"
+	"ripstop/router/agent"
+)
+
+// credentials are what a command shows of itself, and believes of a node.
+type credentials struct {
+	User          string // NATS user the token belongs to; "" = the role the command needs
+	TokenFile     string // "" = none
+	CA, Cert, Key string // PEM files; "" = none
+}
+
+// addCredentialFlags is the part of addClientFlags about credentials.
+func addCredentialFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.String("token-file", "", "file with the token of the fabric ("+envName("token-file")+")")
+	f.String("user", "", "NATS user that the token belongs to; default: the role that the command needs ("+envName("user")+")")
+	f.String("tls-ca", "", "CA certificates (PEM) that the node's certificate is verified with; default: the system's ("+envName("tls-ca")+")")
+	f.String("tls-cert", "", "certificate (PEM) to show a node that demands one ("+envName("tls-cert")+")")
+	f.String("tls-key", "", "private key of --tls-cert ("+envName("tls-key")+")")
+}
+
+// readCredentials reads the flags of addCredentialFlags, and checks the files.
+func (s *clientSettings) readCredentials(cmd *cobra.Command) error {
+	get := func(name string) string { return cmd.Flag(name).Value.String() }
+	s.credentials = credentials{User: get("user"), TokenFile: get("token-file"), CA: get("tls-ca"), Cert: get("tls-cert"), Key: get("tls-key")}
+	if s.TokenFile != "" {
+		token, err := readToken(s.TokenFile)
+		if err != nil {
+			return usagef("--token-file: %w", err)
+		}
+		s.Token = token
+	}
+	if _, err := fabric.OpenTLS(fabric.TLSFiles{CA: s.CA}); err != nil {
+		return usagef("--tls-ca: %w", err)
+	}
+	if _, err := fabric.OpenTLS(fabric.TLSFiles{Cert: s.Cert, Key: s.Key}); err != nil {
+		return usagef("--tls-cert: %w", err)
+	}
+	return nil
+}
+
+// connection is how an agent.Connection is made of the settings. A token that
+// has changed in its file is used from the next reconnect on.
+func (s clientSettings) connection(name string, log *slog.Logger) agent.Connection {
+	c := agent.Connection{
+		URLs: s.URLs, User: s.User, Token: s.Token, Name: name, Logger: log,
+		CAFile: s.CA, CertFile: s.Cert, KeyFile: s.Key,
+	}
+	if s.TokenFile != "" {
+		c.TokenFunc = func() string {
+			token, err := readToken(s.TokenFile)
+			if err != nil {
+				log.Warn("token file can't be read; the token it had is used", "err", err)
+				return s.Token
+			}
+			return token
+		}
+	}
+	return c
+}
+
+// clientFlags are the flags a command needs to get into a node with these
+// settings.
+func (s *nodeSettings) clientFlags() string {
+	flags := ""
+	switch {
+	case s.Token != "":
+		flags += " --token-file FILE"
+	case len(s.Users) > 0:
+		flags += " --user NAME --token-file FILE"
+	}
+	if s.TLS != nil && s.TLS.Files().CA != "" {
+		flags += " --tls-ca " + s.TLS.Files().CA
+	}
+	if s.Verify {
+		flags += " --tls-cert FILE --tls-key FILE"
+	}
+	return flags
+}
+
+// natsFlags is clientFlags for the nats CLI.
+func (s *nodeSettings) natsFlags() string {
+	flags := ""
+	switch {
+	case s.Token != "":
+		flags += " --user client --password TOKEN"
+	case len(s.Users) > 0:
+		flags += " --user NAME --password TOKEN --inbox-prefix _INBOX.user.NAME"
+	}
+	if s.TLS != nil && s.TLS.Files().CA != "" {
+		flags += " --tlsca " + s.TLS.Files().CA
+	}
+	if s.Verify {
+		flags += " --tlscert FILE --tlskey FILE"
+	}
+	return flags
+}
