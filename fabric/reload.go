@@ -52,7 +52,7 @@ func scheme(so *server.Options) string {
 //
 // On error nothing has changed, unless it says otherwise.
 func (n *Node) Reload(tokens Tokens, users []User) error {
-	so, err := parse(n.accounts(tokens, users))
+	so, err := n.parse(tokens, users)
 	if err != nil {
 		return err
 	}

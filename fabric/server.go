@@ -120,7 +120,7 @@ var (
 )
 
 func (n *Node) serverOptions(opts Options, host string, port int) (*server.Options, error) {
-	so, err := parse(n.accounts(opts.Tokens, opts.Users))
+	so, err := n.parse(opts.Tokens, opts.Users)
 	if err != nil {
 		return nil, err
 	}

@@ -16,14 +16,11 @@ import (
 
 // User is one more user of account MCP, besides the built-in roles.
 type User struct {
-	Name      string // see CheckUserName
+	Name      string // letters, digits, '-' and '_', and no role's name
 	Token     string // password
 	Publish   []string
 	Subscribe []string // beyond its inboxes, which are below InboxPrefix
 }
-
-// MaxUserName is the longest user name, in bytes. It stands in subjects.
-const MaxUserName = 32
 
 // InboxPrefix is what a user's inboxes begin with. Nobody else but the node may
 // subscribe there: the inboxes of all others have fewer tokens
@@ -34,20 +31,22 @@ func InboxPrefix(user string) string { return "_INBOX.user." + user }
 // them: _INBOX.<id> and _INBOX.<id>.<n>. A user's have at least four tokens.
 var othersInboxes = []string{"_INBOX.*", "_INBOX.*.*"}
 
-// reserved are names with a meaning of their own.
-var reserved = []string{userSystem, userFabric, userEdge, roleClient, roleAgent, roleOperator, "bearer"}
+// reserved are the users the fabric has itself.
+var reserved = []string{userSystem, userFabric, userEdge, roleClient, roleAgent, roleOperator}
 
-// CheckUserName says what is wrong with a user's name, or nil.
-func CheckUserName(name string) error {
-	ok := name != "" && len(name) <= MaxUserName
-	for _, c := range []byte(name) {
-		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
-	}
-	if !ok {
-		return fmt.Errorf("user name %q: use up to %d letters, digits, '-' and '_'", name, MaxUserName)
-	}
-	if slices.Contains(reserved, name) {
-		return fmt.Errorf("user name %q is one of the fabric's own (%s); choose another", name, strings.Join(reserved, ", "))
+// CheckUsers refuses users whose names mean another, or whose permissions would
+// reach further than they say.
+func CheckUsers(users []User) error {
+	for _, u := range users {
+		if slices.Contains(reserved, u.Name) {
+			return fmt.Errorf("user name %q is one of the fabric's own (%s); choose another", u.Name, strings.Join(reserved, ", "))
+		}
+		if u.Name == "" || strings.ContainsAny(u.Name, ".*> \t") {
+			return fmt.Errorf("user name %q can't stand in a subject; use letters, digits, '-' and '_'", u.Name)
+		}
+		if u.Token == "" {
+			return fmt.Errorf("user %s has no token", u.Name)
+		}
 	}
 	return nil
 }
@@ -64,12 +63,15 @@ func usersConfig(users []User) []any {
 
 // parse makes options of the part of the configuration that Options fields
 // can't say.
-func parse(conf m) (*server.Options, error) {
+func (n *Node) parse(tokens Tokens, users []User) (*server.Options, error) {
 	var text strings.Builder // the configuration language takes JSON, but for \u escapes
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
+	if err := CheckUsers(users); err != nil {
+		return nil, err
+	}
 	so := &server.Options{}
-	if err := errors.Join(enc.Encode(conf), so.ProcessConfigString(text.String())); err != nil {
+	if err := errors.Join(enc.Encode(n.accounts(tokens, users)), so.ProcessConfigString(text.String())); err != nil {
 		return nil, fmt.Errorf("configure NATS server: %w", err)
 	}
 	return so, nil

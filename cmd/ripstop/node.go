@@ -109,7 +109,7 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	n.fabric, err = fabric.Open(ctx, fabric.Options{
 		Name: s.Name, Region: s.Region, Addr: s.NATSAddr, DataDir: s.DataDir, Cluster: s.Cluster, Logger: n.log,
 		Tokens: fabric.Tokens{Client: s.Token, Agent: s.AgentToken, Operator: s.OperatorToken},
-		Users:  access.NATS(s.Users), TLS: s.TLS, Verify: s.Verify,
+		Users:  natsUsers(s.Users), TLS: s.TLS, Verify: s.Verify,
 	})
 	if err != nil {
 		return err

@@ -34,7 +34,10 @@ func (l *loaded) secrets(bad complain) secrets {
 		return s
 	}
 	var err error
-	if s.Users, err = access.Load(path); err != nil {
+	if s.Users, err = access.Load(path); err == nil {
+		err = fabric.CheckUsers(natsUsers(s.Users))
+	}
+	if err != nil {
 		bad("users-file", "%v", err)
 	}
 	for _, u := range s.Users {
@@ -43,6 +46,15 @@ func (l *loaded) secrets(bad complain) secrets {
 		}
 	}
 	return s
+}
+
+// natsUsers are users as the NATS server needs them.
+func natsUsers(users []access.User) []fabric.User {
+	var out []fabric.User
+	for _, u := range users {
+		out = append(out, fabric.User{Name: u.Name, Token: u.Token, Publish: u.Publish(), Subscribe: u.Subscribe()})
+	}
+	return out
 }
 
 // tls reads what the listeners for clients show, or nil.
@@ -140,7 +152,7 @@ func (n *node) reload() error {
 		return err
 	}
 	undo := n.show(next.TLS, next.Routes)
-	if err := n.fabric.Reload(next.Tokens, access.NATS(next.Users)); err != nil {
+	if err := n.fabric.Reload(next.Tokens, natsUsers(next.Users)); err != nil {
 		undo()
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"ripstop/fabric"
 	"ripstop/router/wire"
 )
 
@@ -98,15 +97,6 @@ func (u User) Subscribe() []string {
 	}
 	for _, s := range u.attaches() {
 		out = append(out, wire.ServerSubject(s), wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*"))
-	}
-	return out
-}
-
-// NATS returns users as the NATS server needs them.
-func NATS(users []User) []fabric.User {
-	var out []fabric.User
-	for _, u := range users {
-		out = append(out, fabric.User{Name: u.Name, Token: u.Token, Publish: u.Publish(), Subscribe: u.Subscribe()})
 	}
 	return out
 }

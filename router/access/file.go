@@ -11,12 +11,14 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"ripstop/fabric"
 	"ripstop/router"
 )
 
-// MinToken is the length of the shortest token, in bytes.
-const MinToken = 16
+// Limits of a user's entry, in bytes.
+const (
+	MaxName  = 32
+	MinToken = 16
+)
 
 // Load reads a users file. Every problem is named, and any fails all of it.
 func Load(path string) ([]User, error) {
@@ -51,7 +53,7 @@ func Parse(data []byte) ([]User, error) {
 		if u.Role == "" {
 			u.Role = Client
 		}
-		if err := fabric.CheckUserName(u.Name); err != nil {
+		if err := checkName(u.Name); err != nil {
 			errs = append(errs, fmt.Errorf("entry %d: %w", i+1, err))
 			continue
 		}
@@ -67,6 +69,22 @@ func Parse(data []byte) ([]User, error) {
 		}
 	}
 	return file.Users, errors.Join(errs...)
+}
+
+// checkName says what is wrong with a user's name, or nil. It stands in NATS
+// subjects and in Request.Principal.
+func checkName(name string) error {
+	if name == router.Anybody {
+		return fmt.Errorf("user name %q stands for everybody; choose another", name)
+	}
+	ok := name != "" && len(name) <= MaxName
+	for _, c := range []byte(name) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}
+	if !ok {
+		return fmt.Errorf("user name %q: use up to %d letters, digits, '-' and '_'", name, MaxName)
+	}
+	return nil
 }
 
 // check says what is wrong with a user but for its name.
