@@ -51,7 +51,7 @@ var faultClasses = []faultClass{
 		r.kill(a)
 		r.kill(b)
 		r.hold(r.between(time.Second, 2*time.Second))
-		r.back(killed, a, b)
+		r.back(graceful, a, b)
 		r.hold(time.Second)
 	}},
 	{"slow", clusterOptions{nodes: 3, proxied: true}, slowLinks},
@@ -88,7 +88,7 @@ func (r *faultRun) killAndBack(m *member, what string) {
 	r.fault(killed, what+" "+m.name, m)
 	r.kill(m)
 	r.hold(r.between(time.Second, 3*time.Second))
-	r.back(killed, m)
+	r.back(graceful, m)
 	r.hold(time.Second)
 }
 
@@ -129,7 +129,7 @@ func majorityLost(r *faultRun) {
 	}
 	r.fault(bounds{calls: time.Second, failed: -1, silent: []string{alone.name}}, "without majority", dead...)
 	r.hold(r.between(2*time.Second, 4*time.Second))
-	r.back(bounds{calls: time.Second, failed: -1}, dead...)
+	r.back(bounds{calls: time.Second}, dead...)
 	r.hold(time.Second)
 }
 

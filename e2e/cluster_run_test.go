@@ -68,6 +68,8 @@ type faultRun struct {
 	stall   *lab.Stall
 	windows []*window
 	caught  []time.Duration // how long restarted nodes took to be current
+	calls   int             // made by the run itself
+	wrong   []string        // seen while it ran
 	began   time.Time
 }
 
@@ -151,6 +153,18 @@ func (r *faultRun) current(nodes ...*member) {
 		r.awaitReady(m)
 		r.caught = append(r.caught, time.Since(begin))
 	}
+	// Who says that it is ready serves.
+	for _, m := range nodes {
+		for _, to := range r.members {
+			if !to.up {
+				continue
+			}
+			r.calls++
+			if problem := m.callHTTP(ownServer(to.name), fmt.Sprintf("ready-%d", r.calls)); problem != "" {
+				r.wrong = append(r.wrong, "ready and yet: "+problem)
+			}
+		}
+	}
 }
 
 // finish ends the load, checks everything and publishes.
@@ -162,7 +176,7 @@ func (r *faultRun) finish() {
 	if err := r.floor(ops); err != nil {
 		o.Invalid = err.Error()
 	}
-	o.Problems = append(r.judge(ops), r.invariants(ops, &o)...)
+	o.Problems = append(append(r.wrong, r.judge(ops)...), r.invariants(ops, &o)...)
 	if o.Stall > starved && o.Invalid == "" && len(o.Problems) > 0 {
 		o.Invalid = fmt.Sprintf("the machine was starved: the test itself was held up for %s", o.Stall.Round(time.Millisecond))
 	}
@@ -237,14 +251,10 @@ func (w *window) measure(ops []lab.Op) {
 	})
 	from := w.At - min(w.At, 500*time.Millisecond)
 	for name, stream := range lab.Streams(calls, func(op lab.Op) string { return op.Target }) {
-		gap := max(lab.Silence(stream, from, w.Until), lab.FailedFor(stream, w.At, w.Until))
-		if gap > w.Calls {
+		n, lasted := lab.Failures(stream, w.At, w.Until)
+		w.Failed += n
+		if gap := max(lab.Silence(stream, from, w.Until), lasted); gap > w.Calls {
 			w.Calls, w.Worst = gap, name
-		}
-		for _, op := range stream {
-			if op.Outcome != lab.OK && op.Return >= w.At && op.Call >= from {
-				w.Failed++
-			}
 		}
 	}
 	for _, op := range near {
@@ -274,9 +284,13 @@ func (r *faultRun) invariants(ops []lab.Op, o *outcome) []string {
 }
 
 // contention returns the operations on contended names, as the checker wants
-// them. A name held at a node that failed may be given up any time.
+// them. A name held at a node that failed may be given up any time. Refusals are
+// left out: a node may refuse by its index, which is a moment behind, and only
+// who gets a name is decided by compare-and-set.
 func (r *faultRun) contention(ops []lab.Op) []lab.Op {
-	held := lab.Select(ops, func(op lab.Op) bool { return op.Kind == lab.Acquire || op.Kind == lab.Release })
+	held := lab.Select(ops, func(op lab.Op) bool {
+		return op.Kind == lab.Acquire && op.Outcome != lab.Refused || op.Kind == lab.Release
+	})
 	acquired := map[string]lab.Op{}
 	for _, op := range held {
 		if op.Kind == lab.Acquire {

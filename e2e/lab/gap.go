@@ -26,17 +26,22 @@ func Silence(stream []Op, from, to time.Duration) time.Duration {
 	return longest
 }
 
-// FailedFor is how long after from operations were still begun in vain: the
-// call of the last one begun in [from, to) that was not acknowledged. 0 if all
-// were.
-func FailedFor(stream []Op, from, to time.Duration) time.Duration {
-	var last time.Duration
+// flying is how long before a fault what it hits may have been begun.
+const flying = 100 * time.Millisecond
+
+// Failures counts the operations of a stream that failed in [from, to), and says
+// how long after from the last of them was begun: for how long operations are
+// begun in vain. What was in flight at from belongs to it, what was in flight at
+// to does not.
+func Failures(stream []Op, from, to time.Duration) (n int, lasted time.Duration) {
 	for _, op := range stream {
-		if op.Outcome != OK && op.Call >= from && op.Call < to {
-			last = max(last, op.Call-from, 1)
+		hitBy := func(at time.Duration) bool { return op.Call >= at-flying && op.Call < at && op.Return >= at }
+		if op.Outcome != OK && (op.Call >= from && op.Call < to && !hitBy(to) || hitBy(from)) {
+			n++
+			lasted = max(lasted, op.Call-from, 1)
 		}
 	}
-	return last
+	return n, lasted
 }
 
 // Floor returns an error naming each stream that was acknowledged fewer than
