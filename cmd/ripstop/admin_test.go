@@ -49,7 +49,7 @@ func startOperated(t testing.TB, clustered bool) *operated {
 		accounts: {
 			SYS: {users: [{user: sys, password: s}]}
 			FABRIC: {jetstream: enabled, users: [{user: fabric, password: f}, {user: operator, password: "` + operatorToken + `", permissions: {publish: ["ripstop.v1.admin.>"], subscribe: ["_INBOX.>"]}}]}
-			MCP: {users: [{user: client, password: "", permissions: {publish: ["mcp.v1.req.>"], subscribe: ["_INBOX.>"]}}]}
+			MCP: {users: [{user: client, password: client, permissions: {publish: ["mcp.v1.req.>"], subscribe: ["_INBOX.>"]}}]}
 		}`); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -66,7 +67,7 @@ func dialOperator(ctx context.Context, cmd *cobra.Command) (*operator, error) {
 	refused, refuse := context.WithCancelCause(context.WithoutCancel(ctx))
 	notAllowed := &failure{code: exitUnreachable, what: "the fabric at " + s.URLs, why: "user " + quote(user) + " may not run operator's commands", try: cmd.CommandPath() + " --operator-token-file FILE"}
 	opts := []nats.Option{
-		nats.UserInfo(user, s.Token), // without a token too: no user at all would be a client
+		nats.UserInfo(user, cmp.Or(s.Token, user)), // without tokens the password is the user (fabric.Tokens)
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
 				refuse(notAllowed)

@@ -21,8 +21,8 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the cluster: its nodes, leaders, and what is wrong",
 		Long: `Show the cluster on one screen: nodes, roles, leaders, versions, latency, lag and
-health; then what is wrong, and what to do about it. Any node answers, as it sees
-the others.
+health; then what is wrong, and what to do about it. The node that is connected to
+answers, as it sees the others.
 
   healthy    nothing is wrong
   degraded   everything is served; something should be looked at
@@ -30,7 +30,8 @@ the others.
 
 LATENCY is the mean time of a check, there and back. LAG counts the operations
 that a node's replicas are behind. In the list of groups, a replica that is not
-current is marked with its lag, one that is offline with "!".
+current is marked with its lag, or "?" if that is not known; one that is offline
+with "!".
 
 With --watch, it is drawn again every --interval; where the output is no terminal,
 a line is written whenever something has changed. The exit code is 9 when the
@@ -191,6 +192,8 @@ func groupRows(s admin.Status) [][]string {
 			switch {
 			case r.Offline:
 				text += "!"
+			case !r.Current && r.Lag == 0:
+				text += "?"
 			case !r.Current:
 				text += fmt.Sprintf("(-%d)", r.Lag)
 			}

@@ -72,7 +72,7 @@ func (l *lab) testStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Mode != "clustered" || s.Region != "local" || !s.Quorum || s.Voters != 3 || s.VotersUp != 3 || s.MetaLeader == "" || s.Answered == "" || s.At.IsZero() {
+	if s.Mode != "clustered" || s.Region != "local" || !s.Quorum || s.Voters != 3 || s.VotersUp != 3 || s.MetaLeader == "" || s.Answered != "n1" || s.At.IsZero() {
 		t.Errorf("status %+v", s)
 	}
 	leaders := 0

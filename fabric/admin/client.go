@@ -16,7 +16,8 @@ import (
 // queue group may pick a node that hangs.
 const tryFor = 4 * time.Second
 
-// Client asks the admin service. Its errors are *Error, or wrap the context's.
+// Client asks the admin service: that of the node it is connected to, and if
+// there is none, that of any. Its errors are *Error, or wrap the context's.
 type Client struct {
 	Conn *nats.Conn // of user operator; the client does not close it
 }
@@ -25,9 +26,13 @@ type Client struct {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	var err error
-	for range 3 {
+	for i := range 3 {
+		node := "" // the one that is connected to
+		if i > 0 {
+			node = anyNode
+		}
 		try, cancel := context.WithTimeout(ctx, tryFor)
-		err = c.do(try, "", VerbStatus, request{}, &s)
+		err = c.do(try, node, VerbStatus, request{}, &s)
 		cancel()
 		var e *Error
 		if err == nil || ctx.Err() != nil || errors.As(err, &e) && e.Code != CodeUnknown {
@@ -113,8 +118,11 @@ func (c *Client) Import(ctx context.Context, r io.Reader) (Result, error) {
 	return res, c.do(ctx, t.Node, VerbImport, request{Transfer: t.ID}, &res)
 }
 
+// anyNode stands for whichever node answers.
+const anyNode = "*"
+
 func subject(node, verb string) string {
-	if node == "" {
+	if node == anyNode {
 		return Prefix + "." + verb
 	}
 	return Prefix + "." + Token(node) + "." + verb
@@ -136,7 +144,7 @@ func (c *Client) do(ctx context.Context, node, verb string, r request, reply any
 	if err != nil {
 		return err
 	}
-	m, err := c.request(ctx, &nats.Msg{Subject: subject(node, verb), Data: body})
+	m, err := c.ask(ctx, node, verb, body)
 	if err != nil {
 		return err
 	}
@@ -144,6 +152,21 @@ func (c *Client) do(ctx context.Context, node, verb string, r request, reply any
 		return fmt.Errorf("read the answer to %s: %w", verb, err)
 	}
 	return nil
+}
+
+// ask sends a request to node; "" = to the one that is connected to, which is the
+// nearest, does not hang, and goes on seeing the cluster with the same eyes.
+func (c *Client) ask(ctx context.Context, node, verb string, body []byte) (*nats.Msg, error) {
+	if node != "" {
+		return c.request(ctx, &nats.Msg{Subject: subject(node, verb), Data: body})
+	}
+	if here := c.Conn.ConnectedServerName(); here != "" {
+		m, err := c.Conn.RequestWithContext(ctx, subject(here, verb), body)
+		if !errors.Is(err, nats.ErrNoResponders) {
+			return answered(m, subject(here, verb), err)
+		}
+	}
+	return c.request(ctx, &nats.Msg{Subject: subject(anyNode, verb), Data: body})
 }
 
 func (c *Client) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
@@ -159,13 +182,18 @@ func (c *Client) request(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) 
 		}
 		m, err = c.Conn.RequestMsgWithContext(ctx, msg)
 	}
+	return answered(m, msg.Subject, err)
+}
+
+// answered turns what came of a request on subject into its answer or an error.
+func answered(m *nats.Msg, subject string, err error) (*nats.Msg, error) {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return nil, errorf(CodeNoQuorum, "ripstop ls --nats URL", "nobody answers as the operator's service: this NATS server is no Ripstop node, or the user is not the operator")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		return nil, errorf(CodeUnknown, "ripstop status", "no answer to %s in time: it may have been done, or may not", msg.Subject)
+		return nil, errorf(CodeUnknown, "ripstop status", "no answer to %s in time: it may have been done, or may not", subject)
 	case err != nil:
-		return nil, fmt.Errorf("request %s: %w", msg.Subject, err)
+		return nil, fmt.Errorf("request %s: %w", subject, err)
 	}
 	if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
 		return nil, &Error{Code: Code(code), Text: m.Header.Get(micro.ErrorHeader), Try: string(m.Data)}

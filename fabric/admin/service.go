@@ -97,6 +97,7 @@ type request struct {
 	Transfer string `json:"transfer,omitempty"`
 }
 
+// handler answers with a *nats.Msg, or with what becomes JSON.
 type handler func(ctx context.Context, r request, m micro.Request) (any, error)
 
 var semver = regexp.MustCompile(`^\d+\.\d+\.\d+$`)
@@ -203,16 +204,28 @@ func (s *Service) answer(ctx context.Context, h handler, m micro.Request) {
 		reply, err = h(ctx, r, m)
 	}
 	var e *Error
+	out := &nats.Msg{Subject: m.Reply(), Header: nats.Header{}}
+	raw, isMsg := reply.(*nats.Msg)
 	switch {
-	case err == nil && reply == nil: // the handler has answered
-		return
+	case err == nil && isMsg:
+		out.Header, out.Data = raw.Header, raw.Data
 	case err == nil:
-		err = m.RespondJSON(reply)
-	case errors.As(err, &e):
-		err = m.Error(string(e.Code), err.Error(), []byte(e.Try))
+		out.Data, err = json.Marshal(reply)
 	default:
-		s.opts.Logger.Warn("admin request failed", "subject", m.Subject(), "err", err)
-		err = m.Error(string(CodeFailed), err.Error(), nil)
+		code := CodeFailed
+		if errors.As(err, &e) {
+			code, out.Data = e.Code, []byte(e.Try)
+		} else {
+			s.opts.Logger.Warn("admin request failed", "subject", m.Subject(), "err", err)
+		}
+		out.Header.Set(micro.ErrorCodeHeader, string(code))
+		out.Header.Set(micro.ErrorHeader, err.Error())
+		err = nil
+	}
+	if err == nil && m.Reply() != "" {
+		// Not by m's own means, which are not for other goroutines than the
+		// subscription's: so the service's statistics count no errors.
+		err = s.opts.Conn.PublishMsg(out)
 	}
 	if err != nil && s.ctx.Err() == nil {
 		s.opts.Logger.Warn("admin request not answered", "subject", m.Subject(), "err", err)

@@ -102,7 +102,11 @@ func (s *Status) groups() {
 		}
 		for _, r := range g.Replicas {
 			if state[r.Node] == "up" && !r.Current {
-				behind[r.Node] = append(behind[r.Node], fmt.Sprintf("%s (%d operations)", g.Name, r.Lag))
+				what := g.Name
+				if r.Lag > 0 {
+					what = fmt.Sprintf("%s (%d operations)", g.Name, r.Lag)
+				}
+				behind[r.Node] = append(behind[r.Node], what)
 			}
 		}
 		if g.Name == MetaGroup {

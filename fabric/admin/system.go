@@ -31,22 +31,28 @@ type system struct {
 // first; a group whose leader does not answer is returned as others see it.
 // expect is how many servers should answer.
 func (s *system) groups(ctx context.Context, expect int) ([]Group, error) {
-	replies, err := s.ask(ctx, "$SYS.REQ.SERVER.PING.JSZ", server.JSzOptions{Accounts: true, Streams: true}, expect)
-	if err != nil {
-		return nil, fmt.Errorf("ask the servers for their state: %w", err)
-	}
-	found := map[string]Group{}
-	for _, data := range replies {
+	found, heard := map[string]Group{}, map[string]bool{}
+	err := s.ask(ctx, "$SYS.REQ.SERVER.PING.JSZ", server.JSzOptions{Accounts: true, Streams: true}, func(data []byte) (enough bool, err error) {
 		var z struct {
 			Server server.ServerInfo `json:"server"`
 			Data   *server.JSInfo    `json:"data"`
 		}
 		if err := json.Unmarshal(data, &z); err != nil {
-			return nil, fmt.Errorf("read a server's state: %w", err)
+			return false, fmt.Errorf("read a server's state: %w", err)
 		}
+		heard[z.Server.Name] = true
 		if z.Data != nil {
 			merge(found, z.Server.Name, z.Data)
 		}
+		for _, g := range found { // what a leader says is worth waiting for
+			if g.Leader != "" && !heard[g.Leader] {
+				return false, nil
+			}
+		}
+		return len(heard) >= expect, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the servers for their state: %w", err)
 	}
 	list := slices.Collect(maps.Values(found))
 	slices.SortFunc(list, func(a, b Group) int {
@@ -68,7 +74,7 @@ func merge(found map[string]Group, name string, z *server.JSInfo) {
 		}
 	}
 	if m := z.Meta; m != nil && m.Size > 0 {
-		put(newGroup(MetaGroup, "", m.Leader, m.Replicas))
+		put(newGroup(MetaGroup, "", name, m.Leader, m.Replicas))
 	}
 	for _, a := range z.AccountDetails {
 		for _, st := range a.Streams {
@@ -80,21 +86,26 @@ func merge(found map[string]Group, name string, z *server.JSInfo) {
 					since = *c.LeaderSince
 				}
 			}
-			g := newGroup(st.Name, a.Name, leader, replicas)
+			g := newGroup(st.Name, a.Name, name, leader, replicas)
 			g.Since, g.Messages, g.Bytes = since, st.State.Msgs, st.State.Bytes
 			put(g)
 		}
 	}
 }
 
-func newGroup(name, account, leader string, peers []*server.PeerInfo) Group {
+// newGroup is a group as the server called teller sees it, which does not list
+// itself among the peers.
+func newGroup(name, account, teller, leader string, peers []*server.PeerInfo) Group {
 	g := Group{Name: name, Account: account, Leader: leader}
 	if leader != "" {
 		g.Replicas = append(g.Replicas, Replica{Node: leader, Peer: raft.PeerID(leader), Current: true})
 	}
+	if teller != leader {
+		g.Replicas = append(g.Replicas, Replica{Node: teller, Peer: raft.PeerID(teller), Current: leader != ""})
+	}
 	for _, p := range peers {
-		if p.Name == leader && leader != "" {
-			continue // a follower lists it among the others
+		if p.Name == leader && leader != "" || p.Name == teller {
+			continue // a follower lists its leader among the others
 		}
 		g.Replicas = append(g.Replicas, Replica{Node: p.Name, Peer: p.Peer, Current: p.Current, Offline: p.Offline, Lag: p.Lag, Seen: p.Active.Seconds()})
 	}
@@ -102,37 +113,36 @@ func newGroup(name, account, leader string, peers []*server.PeerInfo) Group {
 	return g
 }
 
-// ask sends one request to all servers and returns the answers of as many as
-// expected, or of those that answered in time.
-func (s *system) ask(ctx context.Context, subject string, body any, expect int) ([][]byte, error) {
+// ask sends one request to all servers and hands their answers on until they are
+// enough, or time is up. That none came is an error.
+func (s *system) ask(ctx context.Context, subject string, body any, take func(data []byte) (enough bool, err error)) error {
 	data, err := json.Marshal(body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, stateFor)
 	defer cancel()
 	inbox := s.sys.NewInbox()
 	sub, err := s.sys.SubscribeSync(inbox)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }() // fails only when the connection has ended
 	if err := s.sys.PublishRequest(subject, inbox, data); err != nil {
-		return nil, err
+		return err
 	}
-	var replies [][]byte
-	for len(replies) < expect {
+	for some := false; ; some = true {
 		m, err := sub.NextMsgWithContext(ctx)
 		switch {
-		case err == nil:
-			replies = append(replies, m.Data)
-		case len(replies) > 0:
-			return replies, nil
-		default:
-			return nil, err
+		case err != nil && some:
+			return nil
+		case err != nil:
+			return err
+		}
+		if enough, err := take(m.Data); enough || err != nil {
+			return err
 		}
 	}
-	return replies, nil
 }
 
 // api sends a request to JetStream. What it refuses is an *Error; an answer that

@@ -175,8 +175,8 @@ func (ts *transfers) onRead(_ context.Context, r request, m micro.Request) (any,
 	case n != t.next-1:
 		return nil, errorf(CodeUsage, "", "chunk %d is not the one to come, %d, nor the one before it", n, t.next)
 	}
-	h := micro.Headers{headerTransfer: []string{t.id}, headerEnd: []string{strconv.FormatBool(t.ended)}}
-	return nil, m.Respond(t.last, micro.WithHeaders(h))
+	h := nats.Header{headerTransfer: []string{t.id}, headerEnd: []string{strconv.FormatBool(t.ended)}}
+	return &nats.Msg{Header: h, Data: t.last}, nil
 }
 
 func (ts *transfers) onBegin(context.Context, request, micro.Request) (any, error) {
