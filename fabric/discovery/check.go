@@ -45,7 +45,7 @@ func CheckBeforeStart(ctx context.Context, c Check) ([]Finding, error) {
 	}
 	if c.Memory != nil {
 		for _, seen := range c.Memory.Peers() {
-			s.ask(ctx, seen.Addr, "")
+			s.ask(ctx, seen.Addr, seen.Host)
 		}
 	}
 	s.wg.Wait()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net/url"
 	"slices"
@@ -213,10 +212,10 @@ func jitter(d time.Duration) time.Duration {
 // visit resolves e and probes what is behind it. It reports whether nothing is
 // left to find: every address is this node or a connected one.
 func (f *Finder) visit(ctx context.Context, e *entry) (done bool) {
-	addrs, serverName, err := f.addresses(ctx, e)
+	addrs, err := f.addresses(ctx, e)
 	var wg sync.WaitGroup
-	for _, addr := range addrs {
-		wg.Go(func() { f.probe(ctx, addr, serverName) })
+	for _, a := range addrs {
+		wg.Go(func() { f.probe(ctx, a) })
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
@@ -227,7 +226,7 @@ func (f *Finder) visit(ctx context.Context, e *entry) (done bool) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return err == nil && !slices.ContainsFunc(addrs, func(a string) bool { return !f.settled(f.found[a]) })
+	return err == nil && !slices.ContainsFunc(addrs, func(a target) bool { return !f.settled(f.found[a.addr]) })
 }
 
 // settled reports whether there is nothing more to do about x. f.mu is held.
@@ -240,67 +239,8 @@ func (f *Finder) connected(x Finding) bool {
 	return f.peers[x.Identity.Name].settled
 }
 
-// addresses returns what to probe for e: with a name, what the lookup says, or
-// what it last said when it fails.
-func (f *Finder) addresses(ctx context.Context, e *entry) (addrs []string, serverName string, err error) {
-	if e.peer.Host == "" {
-		return f.strays(), "", nil
-	}
-	addrs, err = lookup(ctx, resolverOr(f.cfg.Resolver), e.peer, f.timing.Lookup)
-	if ctx.Err() != nil {
-		return nil, "", ctx.Err()
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if (err == nil) != (e.err == nil) {
-		f.noteLookup(e.peer, err)
-	}
-	e.lookedUp, e.err = time.Now(), err
-	if err == nil {
-		e.addrs = addrs
-	}
-	return e.addrs, nameOf(e.peer), err
-}
-
-func (f *Finder) noteLookup(p Peer, err error) {
-	if err != nil {
-		f.cfg.Logger.Warn("a peer's name does not resolve; trying the addresses known before", "peer", p.String(), "err", err)
-		return
-	}
-	f.cfg.Logger.Info("a peer's name resolves again", "peer", p.String())
-}
-
-// strays returns the addresses that no entry leads to and that are worth a try:
-// remembered peers that are not connected, and those of added routes. What is
-// known of any other address is dropped.
-func (f *Finder) strays() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	known := map[string]bool{}
-	for _, e := range f.entries {
-		for _, a := range e.addrs {
-			known[a] = true
-		}
-	}
-	strays := map[string]bool{}
-	for addr := range f.links {
-		if !known[addr] {
-			strays[addr] = true
-		}
-	}
-	if f.cfg.Memory != nil {
-		for _, s := range f.cfg.Memory.Peers() {
-			if !f.peers[s.Name].settled && !known[s.Addr] {
-				strays[s.Addr] = true
-			}
-		}
-	}
-	maps.DeleteFunc(f.found, func(a string, _ Finding) bool { return !known[a] && !strays[a] })
-	return slices.Sorted(maps.Keys(strays))
-}
-
-// probe asks addr who it is and notes the answer.
-func (f *Finder) probe(ctx context.Context, addr, serverName string) {
+// probe asks who is at a and notes the answer.
+func (f *Finder) probe(ctx context.Context, a target) {
 	select {
 	case f.probes <- struct{}{}:
 		defer func() { <-f.probes }()
@@ -309,9 +249,9 @@ func (f *Finder) probe(ctx context.Context, addr, serverName string) {
 	}
 	f.mu.Lock()
 	prober := f.prober
-	login := f.links.suspect(addr, time.Now(), f.timing) || f.found[addr].Outcome == Unauthorized
+	login := f.links.suspect(a.addr, time.Now(), f.timing) || f.found[a.addr].Outcome == Unauthorized
 	f.mu.Unlock()
-	x := prober.ask(ctx, addr, serverName, login)
+	x := prober.ask(ctx, a.addr, a.host, login)
 	if ctx.Err() != nil {
 		return
 	}
@@ -322,13 +262,13 @@ func (f *Finder) probe(ctx context.Context, addr, serverName string) {
 	defer f.mu.Unlock()
 	f.note(x)
 	grace := f.timing.Hold
-	if slices.Contains(f.routes.direct(), addr) {
+	if slices.Contains(f.routes.direct(), a.addr) {
 		grace = f.timing.Grace
 	}
 	c := f.peers[x.Identity.Name]
-	f.links.judge(x, c, grace, time.Now(), f.timing)
+	f.links.judge(x, c, f.dial(a), grace, time.Now(), f.timing)
 	if f.cfg.Memory != nil && x.Outcome == Member && (c.settled || login) {
-		f.cfg.Memory.Saw(x.Identity.Name, addr)
+		f.cfg.Memory.Saw(x.Identity.Name, a.addr, a.host)
 	}
 }
 

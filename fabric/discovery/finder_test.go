@@ -2,6 +2,7 @@ package discovery_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -156,8 +157,8 @@ func TestFinderRemembersWhenDNSIsDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory.Saw("a", a.addr())
-	memory.Saw("gone", "127.0.0.9:1")
+	memory.Saw("a", a.addr(), "")
+	memory.Saw("gone", "127.0.0.9:1", "")
 	if err := memory.Save(true); err != nil {
 		t.Fatal(err)
 	}
@@ -172,6 +173,43 @@ func TestFinderRemembersWhenDNSIsDown(t *testing.T) {
 			f := b.open(t, 0, dns, memory, fmt.Sprintf("%s:%d", name, a.port))
 			within(t, 5*time.Second, "b to find a", b.joined(t, "a"))
 			within(t, 2*time.Second, "the view to tell", func() bool { v := f.View(); return v.Entries[0].Error != "" && len(v.Connected) == 1 })
+		})
+	}
+}
+
+// TestFinderRemembersWithTLS needs the name that a remembered address is
+// verified by.
+func TestFinderRemembersWithTLS(t *testing.T) {
+	serveDNS(t, zone{})
+	nodes := relays(t, 3)
+	// Not on 127.0.0.1: a server that resolves a name skips the addresses of its
+	// machine's interfaces, with its own port.
+	a, b := nodes[1], nodes[2]
+	cert, pool := certificate(t, name)
+	mutual := &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
+	a.tls, b.tls = mutual, mutual
+	a.start(t, nil)
+	dir := t.TempDir()
+	for title, answer := range map[string]func(context.Context, string) ([]string, error){"1 DNS up": answers(a.ip), "2 DNS down": nxdomain} {
+		memory, err := discovery.OpenMemory(dir, b.cluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(title, "2") {
+			memory.Saw(a.name, a.addr(), name)
+		}
+		t.Run(title, func(t *testing.T) {
+			dns := &fakeDNS{}
+			dns.set(answer)
+			if title == "1 DNS up" {
+				serveDNS(t, zone{name + ".": {a.ip}})
+			}
+			f := b.open(t, 0, dns, memory, fmt.Sprintf("%s:%d", name, a.port))
+			within(t, 5*time.Second, "b to find a", b.joined(t, a.name))
+			within(t, 2*time.Second, "b to note a and its name", func() bool {
+				ps := memory.Peers()
+				return len(ps) == 1 && ps[0].Name == a.name && ps[0].Host == name && len(f.View().Connected) == 1
+			})
 		})
 	}
 }
@@ -243,7 +281,7 @@ func remembering(t *testing.T, name, addr string) *discovery.Memory {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Saw(name, addr)
+	m.Saw(name, addr, "")
 	return m
 }
 

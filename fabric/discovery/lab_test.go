@@ -80,7 +80,7 @@ func newNode(t testing.TB, name, ip string, port int) *node {
 func (n *node) addr() string { return net.JoinHostPort(n.ip, strconv.Itoa(n.port)) }
 
 func (n *node) prober() discovery.Prober {
-	return discovery.Prober{Name: n.name, Cluster: n.cluster, Username: "route", Password: n.secret, TLS: n.tls, Timeout: 500 * time.Millisecond}
+	return discovery.Prober{Name: n.name, Cluster: n.cluster, Username: "route", Password: n.secret, TLS: func() *tls.Config { return n.tls }, Timeout: 500 * time.Millisecond}
 }
 
 // options builds the server's options anew, as a reload needs them.

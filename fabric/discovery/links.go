@@ -15,6 +15,7 @@ type link struct {
 	added   time.Time // when it was last given a route; zero = never
 	round   int       // how often: part of the route's path
 	lost    time.Time // not a member, since then; zero otherwise
+	dial    string    // host:port the route leads to
 }
 
 // links decides which addresses need a route of their own. nats-server starts an
@@ -31,8 +32,8 @@ func (ls links) suspect(addr string, now time.Time, t Timing) bool {
 }
 
 // judge takes in a finding. c is the connection to the node found, if any; grace
-// is how long that is left to come by itself.
-func (ls links) judge(x Finding, c conn, grace time.Duration, now time.Time, t Timing) {
+// is how long that is left to come by itself; dial is for a route that is added now.
+func (ls links) judge(x Finding, c conn, dial string, grace time.Duration, now time.Time, t Timing) {
 	l := ls[x.Addr]
 	if x.Outcome != Member {
 		if l != nil {
@@ -59,7 +60,7 @@ func (ls links) judge(x Finding, c conn, grace time.Duration, now time.Time, t T
 		l.waiting = now
 	}
 	if c.id == "" && now.Sub(l.waiting) >= grace && (l.added.IsZero() || now.Sub(l.added) >= t.Again) {
-		l.added = now
+		l.added, l.dial = now, dial // a route that stands is never changed: that would cut it
 		l.round++
 	}
 }
@@ -79,9 +80,9 @@ func (ls links) lose(x Finding, l *link, now time.Time, t Timing) {
 // routes returns the routes added.
 func (ls links) routes(user, password string) []*url.URL {
 	var out []*url.URL
-	for addr, l := range ls {
+	for _, l := range ls {
 		if l.round > 0 {
-			out = append(out, routeURL(addr, user, password, roundPath(l.round)))
+			out = append(out, routeURL(l.dial, user, password, roundPath(l.round)))
 		}
 	}
 	return out

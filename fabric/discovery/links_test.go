@@ -43,7 +43,7 @@ func TestLinks(t *testing.T) {
 		now := time.Now()
 		var got strings.Builder
 		for _, s := range tt.steps {
-			ls.judge(s.x, s.c, time.Second, now, timing)
+			ls.judge(s.x, s.c, "", time.Second, now, timing)
 			now = now.Add(time.Second)
 			if rs := ls.routes("", ""); len(rs) == 0 {
 				got.WriteString("-")
@@ -65,10 +65,10 @@ func TestLinksAskForALoginInTime(t *testing.T) {
 		if got := ls.suspect("a", now, timing); got != want {
 			t.Errorf("second %d: suspect %t, want %t", i, got, want)
 		}
-		ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x"}, time.Hour, now, timing)
+		ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x"}, "", time.Hour, now, timing)
 		now = now.Add(time.Second)
 	}
-	ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x", settled: true}, time.Hour, now, timing)
+	ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x", settled: true}, "", time.Hour, now, timing)
 	if ls.suspect("a", now, timing) {
 		t.Error("a connected member is suspect")
 	}
@@ -78,7 +78,7 @@ func TestLinksAreBounded(t *testing.T) {
 	ls := links{}
 	for i := range 2 * maxLinks {
 		for s := range 3 {
-			ls.judge(Finding{Addr: fmt.Sprint(i), Outcome: Member}, conn{}, 0, time.Unix(int64(s), 0), Timing{Again: time.Hour})
+			ls.judge(Finding{Addr: fmt.Sprint(i), Outcome: Member}, conn{}, "", 0, time.Unix(int64(s), 0), Timing{Again: time.Hour})
 		}
 	}
 	if got := len(ls.routes("", "")); got != maxLinks {

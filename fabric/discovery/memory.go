@@ -30,7 +30,8 @@ const (
 // Seen is a peer that was a member of this cluster at an address.
 type Seen struct {
 	Name     string    `json:"name"`
-	Addr     string    `json:"addr"` // host:port of its cluster port
+	Addr     string    `json:"addr"`           // host:port of its cluster port
+	Host     string    `json:"host,omitempty"` // DNS name that led there, and that its certificate bears; "" = none
 	LastSeen time.Time `json:"last_seen"`
 }
 
@@ -99,14 +100,18 @@ func readMemory(path string) (memoryDoc, error) {
 	return doc, err
 }
 
-// Saw notes that node name answers at addr.
-func (m *Memory) Saw(name, addr string) {
+// Saw notes that node name answers at addr, to which the DNS name host led, if
+// any did.
+func (m *Memory) Saw(name, addr, host string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
 	old, known := m.peers[addr]
-	m.peers[addr] = Seen{Name: name, Addr: addr, LastSeen: now}
-	if !known || old.Name != name {
+	if host == "" && old.Name == name {
+		host = old.Host
+	}
+	m.peers[addr] = Seen{Name: name, Addr: addr, Host: host, LastSeen: now}
+	if !known || old.Name != name || old.Host != host {
 		m.changed = true
 		m.trim(now)
 	}

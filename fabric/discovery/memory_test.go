@@ -37,12 +37,12 @@ func TestMemoryLastsAndIsWrittenSeldom(t *testing.T) {
 			t.Errorf("an empty memory is written: %v", err)
 		}
 		kept := func() int { return len(openMemory(t, dir).Peers()) }
-		m.Saw("n2", "10.0.0.2:6222")
+		m.Saw("n2", "10.0.0.2:6222", "")
 		save(t, m, false)
 		if got := kept(); got != 1 {
 			t.Fatalf("%d peers kept, want 1", got)
 		}
-		m.Saw("n3", "10.0.0.3:6222")
+		m.Saw("n3", "10.0.0.3:6222", "")
 		save(t, m, false)
 		if got := kept(); got != 1 {
 			t.Errorf("written twice at once: %d peers", got)
@@ -53,7 +53,7 @@ func TestMemoryLastsAndIsWrittenSeldom(t *testing.T) {
 			t.Errorf("%d peers kept after a while, want 2", got)
 		}
 		time.Sleep(time.Minute)
-		m.Saw("n2", "10.0.0.2:6222") // only its time is new
+		m.Saw("n2", "10.0.0.2:6222", "") // only its time is new
 		save(t, m, false)
 		if last := openMemory(t, dir).Peers()[0]; time.Since(last.LastSeen) < time.Minute {
 			t.Errorf("written for a time alone: %+v", last)
@@ -79,10 +79,10 @@ func TestMemoryIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	m := openMemory(t, dir)
 	for i := range 300 {
-		m.Saw(fmt.Sprintf("n%d", i%150), fmt.Sprintf("10.0.%d.%d:6222", i/200, i%200))
+		m.Saw(fmt.Sprintf("n%d", i%150), fmt.Sprintf("10.0.%d.%d:6222", i/200, i%200), "")
 	}
 	for i := range 20 { // a node whose address changes at every start
-		m.Saw("n0", fmt.Sprintf("10.1.0.%d:6222", i))
+		m.Saw("n0", fmt.Sprintf("10.1.0.%d:6222", i), "")
 	}
 	save(t, m, true)
 	ps := openMemory(t, dir).Peers()
@@ -127,7 +127,7 @@ func TestMemoryToleratesDamage(t *testing.T) {
 			if got := m.Peers(); len(got) != tt.keep || len(got) > 0 && got[0].LastSeen.After(time.Now()) {
 				t.Errorf("kept %+v", got)
 			}
-			m.Saw("z", "10.0.0.9:6222")
+			m.Saw("z", "10.0.0.9:6222", "")
 			save(t, m, true)
 			if got := openMemory(t, dir).Peers(); len(got) != tt.keep+1 {
 				t.Errorf("kept %+v after a new start", got)
@@ -139,7 +139,7 @@ func TestMemoryToleratesDamage(t *testing.T) {
 func TestMemoryReportsAFullDisk(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "gone")
 	m := openMemory(t, dir)
-	m.Saw("a", "10.0.0.1:6222")
+	m.Saw("a", "10.0.0.1:6222", "")
 	if err := m.Save(false); err == nil || !strings.Contains(err.Error(), "write remembered peers") {
 		t.Errorf("error %v", err)
 	}

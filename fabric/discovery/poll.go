@@ -76,12 +76,12 @@ func (f *Finder) remember() {
 	}
 	for name, c := range f.peers {
 		if c.settled && c.addr != "" {
-			f.cfg.Memory.Saw(name, c.addr)
+			f.cfg.Memory.Saw(name, c.addr, "")
 		}
 	}
 	for _, x := range f.found {
 		if c := f.peers[x.Identity.Name]; x.Outcome == Member && c.settled && c.id == x.Identity.ID {
-			f.cfg.Memory.Saw(x.Identity.Name, x.Addr)
+			f.cfg.Memory.Saw(x.Identity.Name, x.Addr, "")
 		}
 	}
 }

@@ -63,13 +63,16 @@ const maxInfo = 32 << 10
 
 // Prober asks addresses who they are. Its fields must not change once in use.
 type Prober struct {
-	Name     string      // this node's name
-	Cluster  string      // the cluster's name
-	ID       string      // this server's id; "" while it does not run yet
-	Username string      // route credentials, for [Prober.Login]
-	Password string      //
-	TLS      *tls.Config // of routes, as a client; nil = routes are in clear
-	Timeout  time.Duration
+	Name     string // this node's name
+	Cluster  string // the cluster's name
+	ID       string // this server's id; "" while it does not run yet
+	Username string // route credentials, for [Prober.Login]
+	Password string
+	Timeout  time.Duration // of one probe; 0 = DefaultProbeTimeout
+
+	// TLS is asked for the configuration of routes, as the side that connects,
+	// at each probe. A nil function or a nil result = routes are in clear.
+	TLS func() *tls.Config
 }
 
 // Probe dials a cluster port and reads the introduction that a route listener
@@ -95,7 +98,8 @@ func (p *Prober) ask(ctx context.Context, addr, serverName string, login bool) F
 	defer cancel()
 	f := Finding{Addr: addr, At: time.Now()}
 	defer func() { f.Latency = time.Since(f.At) }()
-	conn, err := p.dial(ctx, addr, serverName)
+	conf := p.config()
+	conn, err := dial(ctx, addr, serverName, conf)
 	if err != nil {
 		f.Outcome, f.Err = explainDial(addr, timeout, err)
 		return f
@@ -106,7 +110,7 @@ func (p *Prober) ask(ctx context.Context, addr, serverName string, login bool) F
 	in := bufio.NewReaderSize(conn, 4096)
 	line, err := readLine(in)
 	if err != nil {
-		f.Outcome, f.Err = p.explainRead(addr, timeout, line, err)
+		f.Outcome, f.Err = explainRead(addr, timeout, conf != nil, line, err)
 		return f
 	}
 	f.Identity, f.Outcome, f.Err = p.judge(addr, line)
@@ -117,12 +121,19 @@ func (p *Prober) ask(ctx context.Context, addr, serverName string, login bool) F
 	return f
 }
 
-func (p *Prober) dial(ctx context.Context, addr, serverName string) (net.Conn, error) {
+func (p *Prober) config() *tls.Config {
+	if p.TLS == nil {
+		return nil
+	}
+	return p.TLS()
+}
+
+func dial(ctx context.Context, addr, serverName string, conf *tls.Config) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	if err != nil || p.TLS == nil {
+	if err != nil || conf == nil {
 		return conn, err
 	}
-	conf := p.TLS.Clone()
+	conf = conf.Clone()
 	if conf.ServerName == "" {
 		conf.ServerName = serverName
 	}
@@ -157,13 +168,13 @@ func explainDial(addr string, timeout time.Duration, err error) (Outcome, error)
 	return Unreachable, fmt.Errorf("%s can't be reached: %w", addr, err)
 }
 
-func (p *Prober) explainRead(addr string, timeout time.Duration, got []byte, err error) (Outcome, error) {
+func explainRead(addr string, timeout time.Duration, secure bool, got []byte, err error) (Outcome, error) {
 	switch {
-	case isTimeout(err) && len(got) == 0 && p.TLS == nil:
+	case isTimeout(err) && len(got) == 0 && !secure:
 		return Timeout, fmt.Errorf("%s accepts connections and says nothing for %s: it hangs, or it has TLS on its routes and this node has not", addr, timeout)
 	case isTimeout(err) && len(got) == 0:
 		return Timeout, fmt.Errorf("%s accepts connections and says nothing for %s: it hangs", addr, timeout)
-	case p.TLS != nil && len(got) == 0 && !errors.Is(err, io.EOF): // TLS 1.3 reports a refused client certificate on first read
+	case secure && len(got) == 0 && !errors.Is(err, io.EOF): // TLS 1.3 reports a refused client certificate on first read
 		return TLSMismatch, fmt.Errorf("%s ended the TLS connection; check this node's certificate: %w", addr, err)
 	case len(got) == 0:
 		return Refused, fmt.Errorf("%s hangs up at once: it is stopping, or a load balancer has nothing behind it", addr)
@@ -227,7 +238,7 @@ func (p *Prober) judge(addr string, line []byte) (Identity, Outcome, error) {
 func (p *Prober) login(conn net.Conn, in *bufio.Reader, f Finding) (Outcome, error) {
 	connect, err := json.Marshal(map[string]any{
 		"user": p.Username, "pass": p.Password, "cluster": p.Cluster, "name": "probe-" + p.Name,
-		"verbose": false, "pedantic": false, "tls_required": p.TLS != nil, "headers": true,
+		"verbose": false, "pedantic": false, "tls_required": f.Identity.TLS, "headers": true,
 	})
 	if err != nil {
 		return f.Outcome, err
@@ -247,7 +258,7 @@ func (p *Prober) login(conn net.Conn, in *bufio.Reader, f Finding) (Outcome, err
 		case op == "PONG":
 			return Member, nil
 		case strings.HasPrefix(op, "-ERR") && strings.Contains(op, "AUTHORIZATION"):
-			return Unauthorized, fmt.Errorf("node %s at %s refuses this node's cluster secret; give every node of the region the same secret and generation", f.Identity.Name, f.Addr)
+			return Unauthorized, fmt.Errorf("node %s at %s refuses this node's cluster secret; give every node of the region the same --secret-file and the same --voters", f.Identity.Name, f.Addr)
 		case strings.HasPrefix(op, "-ERR"):
 			return Unauthorized, fmt.Errorf("node %s at %s refuses this node: %s", f.Identity.Name, f.Addr, line)
 		}

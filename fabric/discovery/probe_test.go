@@ -163,7 +163,8 @@ func TestProbeTLS(t *testing.T) {
 	secure.start(t, nil)
 	plain.start(t, nil)
 	p := secure.prober()
-	p.Name, p.TLS = "b", &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: "nodes.test"}
+	ours := &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: "nodes.test"}
+	p.Name, p.TLS = "b", func() *tls.Config { return ours }
 	if f := p.Login(t.Context(), secure.addr()); f.Outcome != discovery.Member || !f.Identity.TLS {
 		t.Errorf("%s, %v", f.Outcome, f.Err)
 	}
@@ -172,12 +173,12 @@ func TestProbeTLS(t *testing.T) {
 		addr string
 		want discovery.Outcome
 	}{
-		"it has none":            {p.TLS, plain.addr(), discovery.TLSMismatch},
+		"it has none":            {ours, plain.addr(), discovery.TLSMismatch},
 		"this has none":          {nil, secure.addr(), discovery.Timeout},
 		"name not in it":         {&tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool}, secure.addr(), discovery.TLSMismatch},
 		"no certificate of ours": {&tls.Config{RootCAs: pool, ServerName: "nodes.test"}, secure.addr(), discovery.TLSMismatch},
 	} {
-		p.TLS = tt.conf
+		p.TLS = func() *tls.Config { return tt.conf }
 		if f := p.Login(t.Context(), tt.addr); f.Outcome != tt.want || f.Err == nil || !strings.Contains(f.Err.Error(), "TLS") {
 			t.Errorf("%s: %s, %v", title, f.Outcome, f.Err)
 		}
@@ -228,7 +229,7 @@ func TestCheckBeforeStart(t *testing.T) {
 	if !errors.Is(err, discovery.ErrDuplicate) || !strings.Contains(err.Error(), "node a is already running at "+a.addr()) || !strings.Contains(err.Error(), "--name") {
 		t.Errorf("error %v", err)
 	}
-	memory.Saw("a", a.addr())
+	memory.Saw("a", a.addr(), "")
 	if _, err = check(b, 2*time.Second, "127.0.0.9:1"); !errors.Is(err, discovery.ErrDuplicate) {
 		t.Errorf("error %v for a remembered peer of the same name", err)
 	}

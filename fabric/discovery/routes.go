@@ -56,9 +56,12 @@ func (c RouteConfig) initial() (direct []string, found links) {
 	if c.Voters > 0 {
 		direct = direct[:min(len(direct), c.Voters)]
 	}
+	if c.TLS { // an address can't be verified by its name
+		return direct, found
+	}
 	for _, x := range c.Found {
 		if room := c.Voters == 0 || len(direct)+len(found) < c.Voters; room && x.Outcome == Member && !slices.Contains(direct, x.Addr) {
-			found[x.Addr] = &link{round: 1}
+			found[x.Addr] = &link{round: 1, dial: x.Addr}
 		}
 	}
 	return direct, found
