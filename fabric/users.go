@@ -23,13 +23,17 @@ type User struct {
 }
 
 // InboxPrefix is what a user's inboxes begin with. Nobody else but the node may
-// subscribe there: the inboxes of all others have fewer tokens
-// (othersInboxes).
-func InboxPrefix(user string) string { return "_INBOX.user." + user }
+// read there: the built-in roles share the other inboxes (rolesMayRead).
+func InboxPrefix(user string) string { return usersInboxes + user }
 
-// othersInboxes are the inboxes of the built-in roles, as NATS libraries make
-// them: _INBOX.<id> and _INBOX.<id>.<n>. A user's have at least four tokens.
-var othersInboxes = []string{"_INBOX.*", "_INBOX.*.*"}
+const usersInboxes = "_INBOX.user."
+
+// rolesMayRead is the permission to subscribe these subjects, and inboxes but
+// those of users. It takes a denial, since nats-server lets "_INBOX.>" through
+// where "_INBOX.*" is allowed.
+func rolesMayRead(subjects ...string) m {
+	return m{"allow": append(subjects, "_INBOX.>"), "deny": usersInboxes + ">"}
+}
 
 // reserved are the users the fabric has itself.
 var reserved = []string{userSystem, userFabric, userEdge, roleClient, roleAgent, roleOperator}

@@ -127,7 +127,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 	nc, err := opts.Dial(true,
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			opts.Logger.Warn("NATS connection", "err", err)
-			if mayNotAttach(opts.Server, err) {
+			if mayNotAttach(err) {
 				select {
 				case refused <- fmt.Errorf("attach %s: NATS user %q may not attach this server; the node's users file says which it may", opts.Server, opts.User):
 				default:
@@ -188,9 +188,9 @@ func Run(ctx context.Context, opts RunOptions) error {
 }
 
 // mayNotAttach reports whether err is the NATS server's refusal to let this user
-// answer for server (nats-server, server/client.go, processSub).
-func mayNotAttach(server string, err error) bool {
-	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `Subscription to "`+wire.ServerSubject(server)+`"`)
+// answer for the server (nats-server, server/client.go, processSub).
+func mayNotAttach(err error) bool {
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), `Subscription to "mcp.v1.`)
 }
 
 // Func returns a backend for a server written against this package: f answers
