@@ -166,12 +166,13 @@ func (r *Registrar) convergeClaim(ctx context.Context, server string) error {
 	var holder *Instance
 	var bow []Instance
 	for _, i := range r.reg.byServer[server] {
-		own, ok := r.reg.own[i.Key()]
+		own := r.reg.own[i.Key()]
 		switch {
-		case ok && own.Exclusive && (have.Instance == "" || have.Instance == own.Instance):
-			holder = &own
-		case ok && have.Instance != "" && have.Instance != own.Instance && have.Node != r.reg.opts.Node:
-			bow = append(bow, own)
+		case own == nil:
+		case own.Exclusive && (have.Instance == "" || have.Instance == own.Instance):
+			holder = own
+		case have.Instance != "" && have.Instance != own.Instance && have.Node != r.reg.opts.Node:
+			bow = append(bow, *own)
 		}
 	}
 	r.reg.change.Unlock()

@@ -75,16 +75,16 @@ type Mutation struct {
 func (m Mutation) String() string { return fmt.Sprintf("%s/%d/%d", m.Node, m.Incarnation, m.N) }
 
 // Key is the record's key in the bucket.
-func (i Instance) Key() string { return i.Server + "." + i.Instance }
+func (i *Instance) Key() string { return i.Server + "." + i.Instance }
 
 // Has reports whether the instance offers kind (tools, resources, prompts), or
 // true for "" and for "all". What was not probed yet offers nothing.
-func (i Instance) Has(kind string) bool {
+func (i *Instance) Has(kind string) bool {
 	return kind == "" || kind == "all" || slices.Contains(i.Kinds, kind)
 }
 
 // supersedes reports whether i is a newer record of the same run than old.
-func (i Instance) supersedes(old Instance) bool {
+func (i *Instance) supersedes(old *Instance) bool {
 	return i.Run == old.Run && i.Run != "" && i.Seq > old.Seq
 }
 

@@ -67,10 +67,11 @@ func (q *queue) takeKick() bool {
 func (q *queue) takeWakes() map[string]bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	w := q.wakes
-	if len(w) > 0 {
-		q.wakes = map[string]bool{}
+	if len(q.wakes) == 0 {
+		return nil
 	}
+	w := q.wakes
+	q.wakes = map[string]bool{}
 	return w
 }
 

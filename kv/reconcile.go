@@ -60,11 +60,12 @@ func (r *Registrar) touched(key string) {
 		r.touchedClaim(server)
 		return
 	}
-	own, mine := r.reg.own[key]
+	own := r.reg.own[key]
+	mine := own != nil && own.Scope != ScopeLocal
 	rec := r.reg.records[key]
 	switch {
-	case mine && own.Scope == ScopeLocal:
 	case mine && (rec == nil || rec.Mutation != own.Mutation):
+		r.doubt(key)
 		r.q.add(key)
 	case !mine && rec != nil && rec.Node == r.reg.opts.Node:
 		r.q.add(key)
@@ -78,8 +79,8 @@ func (r *Registrar) touchedClaim(server string) {
 	}
 	concerns := c != nil && c.Node == r.reg.opts.Node && r.leftover(c.Claim)
 	for _, i := range r.reg.byServer[server] {
-		own, mine := r.reg.own[i.Key()]
-		concerns = concerns || mine && (c == nil && own.Exclusive || c != nil && c.Instance != own.Instance)
+		own := r.reg.own[i.Key()]
+		concerns = concerns || own != nil && (c == nil && own.Exclusive || c != nil && c.Instance != own.Instance)
 	}
 	if concerns {
 		r.q.add(claimPrefix + server)
@@ -184,32 +185,44 @@ func (r *Registrar) convergeKey(ctx context.Context, key string) error {
 		return r.convergeClaim(ctx, server)
 	}
 	r.reg.change.Lock()
-	var have record
+	have := record{Instance: &Instance{}}
 	if rec := r.reg.records[key]; rec != nil {
 		have = *rec
 	}
 	r.reg.change.Unlock()
 	r.mu.Lock()
-	if w := r.written[key]; w.rev > have.rev { // the index has not heard of it yet
-		have = record{Instance{Node: r.reg.opts.Node, Mutation: w.id}, w.rev}
-	}
+	w := r.written[key]
 	r.mu.Unlock()
-	for {
-		err := r.settle(ctx, key, have)
-		if !errors.Is(err, ErrConflict) {
+	err := error(ErrConflict)
+	switch {
+	case w.doubted: // ask
+	case w.rev > have.rev: // the index has not heard of it yet
+		err = r.settle(ctx, key, record{&Instance{Node: r.reg.opts.Node, Mutation: w.id}, w.rev})
+	default:
+		err = r.settle(ctx, key, have)
+	}
+	for errors.Is(err, ErrConflict) {
+		var e Entry
+		if e, err = r.reg.bucket.Get(ctx, key); err != nil {
 			return err
 		}
-		e, err := r.reg.bucket.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		have = record{rev: e.Rev}
+		have = record{&Instance{}, e.Rev}
 		if !e.Gone {
-			// What can't be read gives way to what can.
-			if i, err := decodeInstance(e); err == nil {
-				have.Instance = i
-			}
+			have.Instance, _ = decodeInstance(e) // what can't be read gives way
 		}
+		err = r.settle(ctx, key, have)
+	}
+	return err
+}
+
+// doubt notes that the index has heard something else of key than this node
+// wrote. That may be older, or the bucket may have lost the write.
+func (r *Registrar) doubt(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w, ok := r.written[key]; ok {
+		w.doubted = true
+		r.written[key] = w
 	}
 }
 
@@ -217,9 +230,9 @@ func (r *Registrar) convergeKey(ctx context.Context, key string) error {
 // the bucket has.
 func (r *Registrar) settle(ctx context.Context, key string, have record) error {
 	r.reg.change.Lock()
-	want, mine := r.reg.own[key]
+	want := r.reg.own[key]
 	r.reg.change.Unlock()
-	mine = mine && want.Scope != ScopeLocal
+	mine := want != nil && want.Scope != ScopeLocal
 	r.mu.Lock()
 	last := r.written[key]
 	r.mu.Unlock()
@@ -229,7 +242,7 @@ func (r *Registrar) settle(ctx context.Context, key string, have record) error {
 		return nil
 	case mine && (have.supersedes(want) || have.Node != "" && have.Node != want.Node && have.Run != want.Run && last.rev > 0 && have.rev > last.rev):
 		// It moved, or another took its id: who wrote last has it.
-		if !r.drop(want, fmt.Sprintf("it is registered on node %s now", have.Node)) {
+		if !r.drop(*want, fmt.Sprintf("it is registered on node %s now", have.Node)) {
 			r.q.add(key) // it has changed meanwhile
 		}
 		return nil
@@ -258,7 +271,7 @@ func (r *Registrar) settle(ctx context.Context, key string, have record) error {
 func (r *Registrar) wrote(key string, id Mutation, rev uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.written[key] = written{id, rev}
+	r.written[key] = written{id: id, rev: rev}
 }
 
 // RemoveNode takes the records and claims of another node out of the bucket, for

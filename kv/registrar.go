@@ -93,8 +93,9 @@ type Registrar struct {
 
 // written is what this node last wrote under a key.
 type written struct {
-	id  Mutation
-	rev uint64
+	id      Mutation
+	rev     uint64
+	doubted bool // the index has heard otherwise since
 }
 
 // NewRegistrar serves agents and makes the bucket follow reg, whose Node must
@@ -179,7 +180,7 @@ func (r *Registrar) Close() error {
 	r.reg.change.Lock()
 	var all []Instance
 	for _, i := range r.reg.own {
-		all = append(all, i)
+		all = append(all, *i)
 	}
 	r.reg.change.Unlock()
 	for _, i := range all {
@@ -238,7 +239,7 @@ func (r *Registrar) answerTo(i Instance, err error) answer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w, ok := r.written[i.Key()]
-	return answer{Stored: ok && w.id == own.Mutation}
+	return answer{Stored: ok && own != nil && w.id == own.Mutation}
 }
 
 // check completes a registration and refuses one that makes no sense.
@@ -301,23 +302,24 @@ func (r *Registrar) acceptLocked(i Instance, holds bool) error {
 		}
 	}
 	key := i.Key()
-	old, known := r.reg.own[key]
+	old := r.reg.own[key]
+	known := old != nil
 	switch rec := r.reg.records[key]; {
-	case known && old.supersedes(i), rec != nil && rec.supersedes(i):
+	case known && old.supersedes(&i), rec != nil && rec.supersedes(&i):
 		return fmt.Errorf("instance %s: %w", i.Instance, errSuperseded)
-	case known && sameRegistration(old, i):
+	case known && sameRegistration(*old, i):
 		return nil
 	case known:
 		r.unindex(old)
 	}
 	i.Mutation = Mutation{r.reg.opts.Node, r.opts.Incarnation, r.n.Add(1)}
-	r.reg.own[key] = i
+	r.reg.own[key] = &i
 	if r.conns[i.Conn] == nil {
 		r.conns[i.Conn] = map[string]bool{}
 	}
 	r.conns[i.Conn][key] = true
 	r.reg.show([]string{key})
-	if i.Scope != ScopeLocal {
+	if i.Scope != ScopeLocal || known {
 		r.q.add(key)
 	}
 	if !known {
@@ -332,7 +334,7 @@ func sameRegistration(a, b Instance) bool {
 }
 
 // unindex forgets which connection i lived on. The caller holds reg.change.
-func (r *Registrar) unindex(i Instance) {
+func (r *Registrar) unindex(i *Instance) {
 	keys := r.conns[i.Conn]
 	if delete(keys, i.Key()); len(keys) == 0 {
 		delete(r.conns, i.Conn)
@@ -346,10 +348,10 @@ func (r *Registrar) remove(msg *nats.Msg) {
 		return
 	}
 	r.reg.change.Lock()
-	own, ok := r.reg.own[i.Key()]
+	own := r.reg.own[i.Key()]
 	r.reg.change.Unlock()
-	if ok && !own.supersedes(i) {
-		r.drop(own, "its agent detached it")
+	if own != nil && !own.supersedes(&i) {
+		r.drop(*own, "its agent detached it")
 	}
 	r.unwait(i.Server, i.Instance)
 	r.respond(msg, answer{})
@@ -368,8 +370,8 @@ func (r *Registrar) drop(i Instance, why string) bool {
 	r.reg.change.Lock()
 	defer r.reg.change.Unlock()
 	key := i.Key()
-	own, ok := r.reg.own[key]
-	if !ok || own.Conn != i.Conn || own.Seq != i.Seq || own.Run != i.Run {
+	own := r.reg.own[key]
+	if own == nil || own.Conn != i.Conn || own.Seq != i.Seq || own.Run != i.Run {
 		return false
 	}
 	delete(r.reg.own, key)
@@ -389,7 +391,7 @@ func (r *Registrar) Disconnected(c Conn) {
 	r.reg.change.Lock()
 	var gone []Instance
 	for key := range r.conns[c] {
-		gone = append(gone, r.reg.own[key])
+		gone = append(gone, *r.reg.own[key])
 	}
 	r.reg.change.Unlock()
 	for _, i := range gone {

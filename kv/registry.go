@@ -40,7 +40,7 @@ type Registry struct {
 
 	// change orders changes and those who watch them. Under it are the layers.
 	change  sync.Mutex
-	own     map[string]Instance     // this node's instances, by key
+	own     map[string]*Instance    // this node's instances, by key
 	records map[string]*record      // the bucket's, by key
 	claims  map[string]*claimRecord // the bucket's, by server
 	hidden  map[string]bool         // nodes that are gone
@@ -49,14 +49,14 @@ type Registry struct {
 	nextID  int
 
 	mu       sync.RWMutex
-	byServer map[string][]Instance // what is shown, sorted by instance id; slices are replaced, never changed
+	byServer map[string][]*Instance // what is shown, sorted by instance id; slices and records are replaced, never changed
 	count    int
 }
 
 // record is a key of the bucket. An instance without a server is a value that
 // did not decode.
 type record struct {
-	Instance
+	*Instance
 	rev uint64
 }
 
@@ -84,9 +84,9 @@ func OpenRegistry(opts RegistryOptions) (*Registry, error) {
 	}
 	r := &Registry{
 		opts: opts, bucket: b, log: opts.Logger,
-		own: map[string]Instance{}, records: map[string]*record{}, claims: map[string]*claimRecord{},
+		own: map[string]*Instance{}, records: map[string]*record{}, claims: map[string]*claimRecord{},
 		hidden: map[string]bool{}, touched: func(string) {}, watch: map[int]func(Change){},
-		byServer: map[string][]Instance{},
+		byServer: map[string][]*Instance{},
 	}
 	r.index, err = OpenIndex(b, IndexOptions{
 		Apply: r.apply, File: opts.File, Every: opts.Every, OnLeader: func() { r.touch("") }, Logger: opts.Logger,
@@ -125,9 +125,9 @@ func (r *Registry) Stale() bool { return r.index.Stale() }
 // Gaps counts how often the index missed updates and fetched them.
 func (r *Registry) Gaps() uint64 { return r.index.Gaps() }
 
-// Instances returns the instances of server, sorted by id. The slice is shared:
-// do not change it.
-func (r *Registry) Instances(server string) []Instance {
+// Instances returns the instances of server, sorted by id. The slice and what it
+// points to are shared: do not change them.
+func (r *Registry) Instances(server string) []*Instance {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.byServer[server]
@@ -145,7 +145,9 @@ func (r *Registry) All() []Instance {
 	r.mu.RLock()
 	all := make([]Instance, 0, r.count)
 	for _, list := range r.byServer {
-		all = append(all, list...)
+		for _, i := range list {
+			all = append(all, *i)
+		}
 	}
 	r.mu.RUnlock()
 	slices.SortFunc(all, byKey)

@@ -57,13 +57,17 @@ func (r *Registry) applyClaim(server string, e Entry) {
 	r.claims[server] = &claimRecord{c, e.Rev}
 }
 
-func decodeInstance(e Entry) (Instance, error) {
+// decodeInstance returns an empty record with an error.
+func decodeInstance(e Entry) (*Instance, error) {
 	i, err := decodeRecord[Instance](e)
 	if err == nil && i.Key() != e.Key {
-		return Instance{}, fmt.Errorf("it says %q of itself", i.Key())
+		err = fmt.Errorf("it says %q of itself", i.Key())
+	}
+	if err != nil {
+		return &Instance{}, err
 	}
 	intern(&i)
-	return i, err
+	return &i, nil
 }
 
 func decodeClaim(e Entry) (Claim, error) {
@@ -100,16 +104,16 @@ func intern(i *Instance) {
 	i.Info.Capabilities = slices.Clip(i.Info.Capabilities)
 }
 
-// effective is what counts of a key. The caller holds r.change.
-func (r *Registry) effective(key string) (Instance, bool) {
-	if i, ok := r.own[key]; ok {
-		return i, true
+// effective is what counts of a key; nil if nothing. The caller holds r.change.
+func (r *Registry) effective(key string) *Instance {
+	if i := r.own[key]; i != nil {
+		return i
 	}
 	rec := r.records[key]
 	if rec == nil || rec.Server == "" || rec.Node == r.opts.Node || r.hidden[rec.Node] {
-		return Instance{}, false
+		return nil
 	}
-	return rec.Instance, true
+	return rec.Instance
 }
 
 // show brings what is shown of keys up to date and tells the watchers. The
@@ -135,7 +139,7 @@ func (r *Registry) showServer(server string, keys []string) []Change {
 	old := r.byServer[server] // only written under r.change
 	slices.Sort(keys)
 	keys = slices.Compact(keys)
-	next := make([]Instance, 0, len(old)+len(keys))
+	next := make([]*Instance, 0, len(old)+len(keys))
 	var changes []Change
 	at := 0
 	for _, key := range keys { // both lists are sorted: merge them
@@ -145,15 +149,15 @@ func (r *Registry) showServer(server string, keys []string) []Change {
 			at++
 		}
 		was := at < len(old) && old[at].Instance == id
-		now, is := r.effective(key)
-		if is {
+		now := r.effective(key)
+		if now != nil {
 			next = append(next, now)
 		}
 		switch {
-		case is && (!was || !same(old[at], now)):
-			changes = append(changes, Change{Instance: now})
-		case !is && was:
-			changes = append(changes, Change{Instance: old[at], Gone: true})
+		case now != nil && (!was || !same(old[at], now)):
+			changes = append(changes, Change{Instance: *now})
+		case now == nil && was:
+			changes = append(changes, Change{Instance: *old[at], Gone: true})
 		}
 		if was {
 			at++
@@ -176,6 +180,6 @@ func (r *Registry) showServer(server string, keys []string) []Change {
 
 // same reports whether two records of a key say the same. Every write has a
 // mutation id of its own; what was not written yet has a sequence.
-func same(a, b Instance) bool {
+func same(a, b *Instance) bool {
 	return a.Mutation == b.Mutation && a.Run == b.Run && a.Seq == b.Seq && a.Node == b.Node && a.Conn == b.Conn
 }

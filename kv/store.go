@@ -68,7 +68,7 @@ func openStore(path, name string) (s *store, meta indexMeta, entries []Entry, wh
 
 func (s *store) open() (meta indexMeta, entries []Entry, err error) {
 	defer guard(&err)()
-	s.db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{Timeout: time.Second, NoFreelistSync: true})
+	s.db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{Timeout: time.Second})
 	if err != nil {
 		return meta, nil, err
 	}

@@ -43,7 +43,7 @@ func Decode[T any](data []byte) (T, error) {
 // verify returns what the checksum was made of, or ErrCorrupt.
 func verify(data []byte) ([]byte, error) {
 	at := len(data) - len(checksumMember) - 2*sha256.Size - 2
-	if at < 1 || !bytes.HasPrefix(data[at:], []byte(checksumMember)) {
+	if at < 1 || !bytes.HasPrefix(data[at:], []byte(checksumMember)) || !bytes.HasSuffix(data, []byte(`"}`)) {
 		return nil, fmt.Errorf("%w: no checksum", ErrCorrupt)
 	}
 	plain := append(append(make([]byte, 0, at+1), data[:at]...), '}')

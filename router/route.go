@@ -12,7 +12,7 @@ import (
 
 // Directory knows the instances of the fabric; kv.Registry is one.
 type Directory interface {
-	Instances(server string) []kv.Instance
+	Instances(server string) []*kv.Instance
 	Servers() []string
 }
 
@@ -109,14 +109,15 @@ func (r *Router) knows(server, instance string) bool {
 // choose picks the instance for a request that may go to any: one that speaks
 // the request's era, attached to this node if there is one, with the fewest
 // calls in flight from here.
-func (r *Router) choose(req *Request, tried []string) (kv.Instance, bool) {
+func (r *Router) choose(req *Request, tried []string) (*kv.Instance, bool) {
 	list := r.dir.Instances(req.Server)
 	if len(list) == 1 && len(tried) == 0 {
 		return list[0], true
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	best, bestRank, found := kv.Instance{}, int64(0), false
+	var best *kv.Instance
+	bestRank, found := int64(0), false
 	turn := int(r.turn.Add(1))
 	for i := range list {
 		c := list[(i+turn)%len(list)]
@@ -131,7 +132,7 @@ func (r *Router) choose(req *Request, tried []string) (kv.Instance, bool) {
 }
 
 // rank orders candidates; less is better. The caller holds r.mu.
-func (r *Router) rank(req *Request, c kv.Instance) int64 {
+func (r *Router) rank(req *Request, c *kv.Instance) int64 {
 	var rank int64
 	if n := r.load[c.Instance]; n != nil {
 		rank = n.Load()
