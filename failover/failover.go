@@ -203,8 +203,8 @@ type Config struct {
 	Timeout time.Duration
 
 	// Threshold is how many checks in a row must fail before a node with no
-	// other sign of trouble is down; default 3. The worst case is
-	// Threshold x Interval + Timeout.
+	// other sign of trouble is down; default 3. Of checks closer than Interval
+	// one counts. The worst case is Threshold x Interval + Timeout.
 	Threshold int
 
 	// Stability is how long a silent loss must last before it counts, and how

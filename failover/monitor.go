@@ -36,6 +36,7 @@ type node struct {
 	asked    bool      // rising: the check at the end of the window was asked for
 	changed  time.Time // when the phase last changed
 	trouble  time.Time // when the first of the checks that failed in a row was begun
+	counted  time.Time // when the last of them was
 	next     time.Time // when the next check is due
 	checking int       // how many are under way
 	again    bool      // check again when one has ended
@@ -122,9 +123,15 @@ func (m *Monitor) failed(now time.Time, n *node, c Check) Output {
 	case rising:
 		n.to(now, down)
 	case up, suspect:
+		// Checks that are asked for in between find out sooner that a node is
+		// back, not that it is gone: three within a moment are one.
+		if n.Failed > 0 && c.Sent.Sub(n.counted) < m.cfg.Interval*9/10 {
+			return Output{}
+		}
 		if n.Failed++; n.Failed == 1 {
 			n.trouble = c.Sent
 		}
+		n.counted = c.Sent
 		if n.Failed >= m.cfg.Threshold {
 			return m.lost(now, n, Checks, fmt.Sprintf("%d checks in a row failed: %s", n.Failed, c.Failed))
 		}

@@ -32,7 +32,7 @@ var update = flag.Bool("update", false, "rewrite what the scripts in testdata ex
 //	answers n2 [latency=1ms] [inc=1] [ready=false] [gate=read_only] …   n2 answers checks from now on
 //	silent n2                                                           checks of n2 time out from now on
 //	voters n1 n2 n3 | route-up n2 | route-down n2 [dead] | stopping n2 [inc=1]
-//	lame-duck n2 | heard n2 [inc=1] | self [leader=n1] … | forget n2
+//	lame-duck n2 | heard n2 [inc=1] | self [leader=n1] … | forget n2 | ask n2
 //	show                            prints every node; partition prints what speaks for one
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -285,6 +285,8 @@ func (w *world) command(verb string, args []string) error {
 		w.handle(w.m.RouteDown(w.now, name, slices.Contains(args, "dead")))
 	case "lame-duck":
 		w.handle(w.m.LameDuck(w.now, name))
+	case "ask":
+		w.handle(w.m.Ask(w.now, name))
 	case "forget":
 		w.handle(w.m.Forget(w.now, name))
 	case "stopping", "heard":

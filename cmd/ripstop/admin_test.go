@@ -40,6 +40,8 @@ func (o *operated) AdminNodes(context.Context) []admin.Node {
 	}
 }
 
+func (o *operated) Forget(string) {}
+
 func startOperated(t testing.TB, clustered bool) *operated {
 	t.Helper()
 	so := &server.Options{}

@@ -262,6 +262,9 @@ func (l *lab) testRemove(t *testing.T) {
 	if len(res.Done) != 3 || <-l.removed != "n3" {
 		t.Errorf("done %q", res.Done)
 	}
+	if _, ok := l.forgotten.Load("n3"); !ok {
+		t.Error("n3 was not forgotten")
+	}
 	l.awaitStatus(t, "two voters", func(s admin.Status) bool { return len(group(s, admin.MetaGroup).Replicas) == 2 })
 	// What is left can be written, and the removal can be repeated.
 	l.servers = l.servers[:2]

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,14 +31,15 @@ func TestMain(m *testing.M) {
 
 // lab is a cluster of servers, each with an admin service.
 type lab struct {
-	servers  []*server.Server
-	services []*admin.Service
-	client   *admin.Client
-	drained  chan string // nodes that were told to drain
-	removed  chan string
-	imported string
-	exported []byte
-	failWith error // of Export, in the middle
+	servers   []*server.Server
+	services  []*admin.Service
+	client    *admin.Client
+	drained   chan string // nodes that were told to drain
+	removed   chan string
+	forgotten sync.Map
+	imported  string
+	exported  []byte
+	failWith  error // of Export, in the middle
 }
 
 // AdminNodes says what is up, as the node monitor would.
@@ -51,6 +53,10 @@ func (l *lab) AdminNodes(context.Context) []admin.Node {
 		list = append(list, n)
 	}
 	return list
+}
+
+func (l *lab) Forget(node string) {
+	l.forgotten.Store(node, true)
 }
 
 func (l *lab) PlanRemove(context.Context, string) ([]string, error) {

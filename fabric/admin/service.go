@@ -31,6 +31,9 @@ type Nodes interface {
 	// AdminNodes looks at every node now, bounded by ctx, and returns all that
 	// are known, sorted by name.
 	AdminNodes(ctx context.Context) []Node
+
+	// Forget has every node of the cluster forget one that was removed.
+	Forget(node string)
 }
 
 // Roster is the committed list of voters.
@@ -367,6 +370,7 @@ func (s *Service) remove(ctx context.Context, st Status, node string) (any, erro
 			return nil, fmt.Errorf("%s no longer votes, but the roster was not changed: %w; repeat the command", node, err)
 		}
 	}
+	s.opts.Nodes.Forget(node)
 	res.Done = append(res.Done, node+" is removed")
 	res.Watch = "ripstop status"
 	return res, nil

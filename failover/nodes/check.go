@@ -83,6 +83,15 @@ func (r *Runner) onBye(m *nats.Msg) {
 	}
 }
 
+func (r *Runner) onGone(m *nats.Msg) {
+	name := string(m.Data)
+	if name == r.opts.Name {
+		r.opts.Logger.Error("an operator has removed this node from the cluster: stop it; it may join again with an empty data directory and a new name")
+		return
+	}
+	r.apply(func(now time.Time) failover.Output { return r.m.Forget(now, name) })
+}
+
 // read decodes what another node announces.
 func (r *Runner) read(m *nats.Msg) (hello, bool) {
 	var h hello

@@ -8,6 +8,7 @@
 //	ripstop.v1.node.hello          a node says that it is there: at its start, every check interval, and when it has changed
 //	ripstop.v1.node.<name>.hello   the answer to a first hello
 //	ripstop.v1.node.bye            a node stops
+//	ripstop.v1.node.removed        a node will not come back, says an operator; the body is its name
 //	ripstop.v1.node.<name>.status  the check: a request, answered with a NodeReport
 //	ripstop.v1.events.<kind>       what this node found: an Event, for whoever wants to know
 package nodes
@@ -33,6 +34,7 @@ const (
 	subjectNode   = "ripstop.v1.node."
 	subjectHello  = subjectNode + "hello"
 	subjectBye    = subjectNode + "bye"
+	subjectGone   = subjectNode + "removed"
 	subjectEvents = "ripstop.v1.events."
 )
 
@@ -130,7 +132,8 @@ func (r *Runner) subscribe() error {
 		subjectHello: r.onHello,
 		subjectNode + admin.Token(r.opts.Name) + ".hello":  r.onHello,
 		subjectNode + admin.Token(r.opts.Name) + ".status": r.onStatus,
-		subjectBye: r.onBye,
+		subjectBye:  r.onBye,
+		subjectGone: r.onGone,
 	} {
 		sub, err := r.opts.Conn.Subscribe(subject, f)
 		if err != nil {
@@ -217,9 +220,13 @@ func (r *Runner) SetVoters(voters []string) {
 	r.apply(func(now time.Time) failover.Output { return r.m.Expect(now, voters, nil) })
 }
 
-// Forget removes a node that will not come back.
+// Forget has every node forget one that will not come back. One that is heard of
+// again is known again.
 func (r *Runner) Forget(name string) {
 	r.apply(func(now time.Time) failover.Output { return r.m.Forget(now, name) })
+	if err := r.opts.Conn.Publish(subjectGone, []byte(name)); err != nil {
+		r.opts.Logger.Warn("removal not announced", "node", name, "err", err)
+	}
 }
 
 // Changed says that what Self reports has changed in a way that others should

@@ -336,6 +336,25 @@ func TestRefreshAndOperatorView(t *testing.T) {
 	ms[0].Refresh(ended) // returns, though n3 does not answer
 }
 
+func TestRemovedNodeIsForgottenByAll(t *testing.T) {
+	ms := startCluster(t, 3)
+	if err := ms[2].Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range ms[:2] { // its last word was heard: one that comes late would make it known again
+		await(t, m.name+" has heard n3's good-bye", func() bool { return m.sees("n3").Cause == failover.Stopped })
+	}
+	ms[0].Forget("n3")
+	for _, m := range ms[:2] {
+		await(t, m.name+" has forgotten n3", func() bool { return m.sees("n3").Name == "" })
+		if p := m.Partition(); p.Voters != 2 || p.Reached != 2 {
+			t.Errorf("%s knows %d voters and reaches %d", m.name, p.Voters, p.Reached)
+		}
+	}
+	ms[1].Forget("n1") // who is told to be gone itself goes on, and is soon known again
+	ms[1].awaitState(t, "n1", failover.Up, failover.Healthy)
+}
+
 func TestBadAnnouncements(t *testing.T) {
 	ms := startCluster(t, 1)
 	for _, subject := range []string{"ripstop.v1.node.hello", "ripstop.v1.node.bye", "ripstop.v1.node.n1.hello"} {
