@@ -123,11 +123,11 @@ func (r *faultRun) hang(m *member, what string) {
 func majorityLost(r *faultRun) {
 	alone := r.pick(r.members)
 	dead := r.others(alone)
-	r.fault(anything, "kill -9 all but "+alone.name, dead...)
+	r.fault(bounds{calls: time.Second, failed: -1}, "kill -9 all but "+alone.name, dead...)
 	for _, m := range dead {
 		r.kill(m)
 	}
-	r.fault(bounds{calls: time.Second, failed: -1, silent: []string{alone.name}}, "without majority", dead...)
+	r.silent(alone)
 	r.hold(r.between(2*time.Second, 4*time.Second))
 	r.back(bounds{calls: time.Second}, dead...)
 	r.hold(time.Second)
@@ -158,7 +158,7 @@ func cutOff(r *faultRun) {
 		if r.rng.IntN(3) == 0 {
 			m = r.pick(r.others(lead))
 		}
-		b := bounds{writes: 1500 * time.Millisecond, failed: -1, stuck: true, silent: []string{m.name}}
+		b := hung
 		if way != "both ways" {
 			b.writes = 0 // who hears whom decides; only the invariants hold
 		}
@@ -170,8 +170,8 @@ func cutOff(r *faultRun) {
 				r.must(r.net.Cut(other.host, m.host))
 			}
 		}
+		r.silent(m)
 		r.hold(long)
-		b.silent = nil
 		r.fault(b, "heal", m)
 		r.must(r.net.Heal())
 		r.current(m)
@@ -228,8 +228,11 @@ func joinAndLeave(r *faultRun) {
 	r.fault(none, "SIGTERM n5", m)
 	r.stop(m)
 	r.members = r.others(m)
-	if help := run(r.t, 10*time.Second, "", ripstop(r.t), "admin", "--help"); strings.Contains(help.out, "remove-node") {
-		r.members[0].node().cli(r.t, "admin", "remove-node", "n5").ok(r.t)
+	out := r.members[0].node().cli(r.t, "admin", "remove-node", "n5", "--yes")
+	if strings.Contains(out.err, "nobody answers as the operator's service") {
+		r.t.Log("n5 was stopped and not removed: the node does not serve the operator yet")
+	} else {
+		out.ok(r.t)
 	}
 	r.hold(2 * time.Second)
 }

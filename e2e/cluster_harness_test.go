@@ -158,9 +158,6 @@ func (c *cluster) start(m *member) {
 	if m.advertise != "" {
 		args = append(args, "--cluster-advertise", m.advertise)
 	}
-	if !m.voter || len(m.peers) != c.opts.nodes {
-		args = append(args, "--voters", strings.Join(c.voters(), ","))
-	}
 	if c.opts.servers != nil {
 		args = append(args, "--servers", c.opts.servers(m.name))
 	}
@@ -176,16 +173,6 @@ func (c *cluster) start(m *member) {
 	m.p = launch(c.t, cmd)
 	m.runs++
 	m.up = true
-}
-
-func (c *cluster) voters() []string {
-	var names []string
-	for _, m := range c.members {
-		if m.voter {
-			names = append(names, m.name)
-		}
-	}
-	return names
 }
 
 // awaitReady waits until m says that it is ready, and has caught up.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -132,10 +133,34 @@ func dialLoad(urls []string, opts ...nats.Option) (*nats.Conn, error) {
 	}, opts...)...)
 }
 
-// natsClient calls each target from a connection that begins at urls[0].
+// natsClient calls each target from a connection that begins at urls[0]. When
+// its server says that it will shut down, it connects to another, calls there,
+// and lets the old connection have its replies.
 func (l *load) natsClient(ctx context.Context, name string, urls, targets []string) {
-	nc, err := dialLoad(urls)
-	if err != nil {
+	var at atomic.Pointer[nats.Conn]
+	var connect func(urls []string) error
+	var mu sync.Mutex // of connect
+	connect = func(urls []string) error {
+		nc, err := dialLoad(urls, nats.Name("load/"+name), nats.LameDuckModeHandler(func(nc *nats.Conn) {
+			mu.Lock()
+			defer mu.Unlock()
+			if at.Load() != nc || ctx.Err() != nil {
+				return
+			}
+			if err := connect(append(append([]string{}, urls[1:]...), urls[0])); err != nil {
+				l.log("move %s: %v", name, err)
+			}
+		}))
+		if err != nil {
+			return err
+		}
+		if old := at.Swap(nc); old != nil {
+			l.wg.Go(func() { sleepOr(ctx, opTimeout); old.Close() })
+		}
+		l.closeAfter(ctx, nc)
+		return nil
+	}
+	if err := connect(urls); err != nil {
 		l.log("connect %s: %v", name, err) // its streams are below their floor
 		return
 	}
@@ -143,7 +168,7 @@ func (l *load) natsClient(ctx context.Context, name string, urls, targets []stri
 		l.stream(ctx, callEvery, time.Duration(k)*11*time.Millisecond, func(ctx context.Context, n int) {
 			id := fmt.Sprintf("nats-%s-%s-%d", name, target, n)
 			end := l.h.Begin(kindNATS, name, target, id)
-			msg, err := nc.RequestWithContext(ctx, "mcp.v1.req."+target+".tools.call.work", []byte(workBody(id)))
+			msg, err := at.Load().RequestWithContext(ctx, "mcp.v1.req."+target+".tools.call.work", []byte(workBody(id)))
 			if err != nil {
 				end(outcomeOf(err), "", err)
 				return
@@ -152,7 +177,15 @@ func (l *load) natsClient(ctx context.Context, name string, urls, targets []stri
 			end(o, msg.Header.Get("Mcp-Instance"), err)
 		})
 	}
-	l.closeAfter(ctx, nc)
+}
+
+func sleepOr(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // closeAfter closes nc once ctx has ended and what was in flight had its time.

@@ -206,24 +206,39 @@ func (f *feed) take(node string, msg *nats.Msg) {
 	f.keys[parts[4]] = append(f.keys[parts[4]], c)
 }
 
-// settle gives releases of contended names the time by which the feed shows
-// that they took effect.
+// settle puts what the feed tells into operations on contended names: when a
+// release took effect, and whether an acquisition did whose outcome is unknown.
+// An acquisition that the feed never showed is left out; that can only hide it.
 func (f *feed) settle(ops []lab.Op) []lab.Op {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := make([]lab.Op, 0, len(ops))
 	for _, op := range ops {
-		if op.Kind == lab.Release {
-			for _, c := range f.keys[op.Target] {
-				if c.at > op.Call && c.instance != op.Client && f.before(op, c.seq) {
-					op.Return, op.Outcome = max(c.at, op.Return), lab.OK
-					break
-				}
-			}
+		at, seen := f.took(op)
+		switch {
+		case op.Outcome != lab.Unknown:
+		case seen:
+			op.Return, op.Outcome = max(at, op.Return), lab.OK
+		case op.Kind == lab.Acquire:
+			continue
 		}
 		out = append(out, op)
 	}
 	return out
+}
+
+// took returns when the feed first showed that op had taken effect.
+func (f *feed) took(op lab.Op) (at time.Duration, seen bool) {
+	for _, c := range f.keys[op.Target] {
+		done := c.instance == op.Client
+		if op.Kind == lab.Release {
+			done = !done && c.at > op.Call && f.before(op, c.seq)
+		}
+		if done && (!seen || c.at < at) {
+			at, seen = c.at, true
+		}
+	}
+	return at, seen
 }
 
 // before reports whether op's client had the name at a sequence number before

@@ -24,8 +24,7 @@ type bounds struct {
 	writes time.Duration // no registration at a living node is acknowledged for
 	failed int           // calls that may fail in all; -1 = any number
 
-	stuck  bool     // clients of the dead nodes stay with them, and are not judged
-	silent []string // nodes that must not acknowledge a registration begun after the fault
+	stuck bool // clients of the dead nodes stay with them, and are not judged
 }
 
 // Bounds of the issue's promises.
@@ -40,7 +39,11 @@ const (
 	warmUp      = 2 * time.Second // of load before the first fault
 	currentIn   = 30 * time.Second
 	checkerTime = 60 * time.Second
-	starved     = 150 * time.Millisecond // a stall of the test that makes gaps meaningless
+	// On a machine that is this starved, how long something took says nothing:
+	// the longest time the test itself was held up, and the share of time in
+	// which a processor was idle.
+	starvedFor  = 100 * time.Millisecond
+	starvedIdle = 0.05
 )
 
 // window is a fault and what follows, until the next.
@@ -48,7 +51,8 @@ type window struct {
 	Name   string
 	At     time.Duration // just before the fault
 	Until  time.Duration
-	Dead   []string // nodes that can't be expected to answer
+	Silent map[string]time.Duration `json:",omitempty"` // nodes that must not acknowledge a registration begun after
+	Dead   []string                 // nodes that can't be expected to answer
 	bounds bounds
 	Calls  time.Duration // measured: the longest any stream of calls to the living failed or was silent
 	Writes time.Duration // measured: the longest that a living node's registrations were silent
@@ -66,6 +70,7 @@ type faultRun struct {
 	count   counter
 	load    *load
 	stall   *lab.Stall
+	cpu     lab.CPU
 	windows []*window
 	caught  []time.Duration // how long restarted nodes took to be current
 	calls   int             // made by the run itself
@@ -86,6 +91,7 @@ type outcome struct {
 	Executed int
 	Errors   []string // the commonest
 	Problems []string
+	Idle     float64       // share of time in which a processor was idle
 	Stall    time.Duration // the longest that the test itself was held up
 	Load     string        // of the machine, at the end
 	Took     time.Duration
@@ -103,6 +109,7 @@ func newRun(t *testing.T, class string, seed uint64, opts clusterOptions) *fault
 	r.load = startLoad(r.cluster)
 	r.stall = lab.WatchStall(context.Background())
 	t.Cleanup(func() { r.load.stop(); r.stall.Stop() })
+	r.cpu = lab.ReadCPU()
 	r.hold(warmUp)
 	return r
 }
@@ -128,6 +135,17 @@ func (r *faultRun) fault(b bounds, name string, dead ...*member) {
 		w.Dead = append(w.Dead, m.name)
 	}
 	r.windows = append(r.windows, w)
+}
+
+// silent says that from now until the next fault a node can have no quorum.
+func (r *faultRun) silent(m *member) {
+	r.windows[len(r.windows)-1].Silent = map[string]time.Duration{m.name: r.load.h.Now()}
+}
+
+// mute reports whether op, a registration, must not be acknowledged.
+func (w *window) mute(op lab.Op) bool {
+	since, ok := w.Silent[op.Client]
+	return ok && op.Call > since
 }
 
 // back starts m again and waits until it is current. What that costs the others
@@ -176,10 +194,12 @@ func (r *faultRun) finish() {
 	if err := r.floor(ops); err != nil {
 		o.Invalid = err.Error()
 	}
-	o.Problems = append(append(r.wrong, r.judge(ops)...), r.invariants(ops, &o)...)
-	if o.Stall > starved && o.Invalid == "" && len(o.Problems) > 0 {
-		o.Invalid = fmt.Sprintf("the machine was starved: the test itself was held up for %s", o.Stall.Round(time.Millisecond))
+	o.Idle = lab.ReadCPU().IdleSince(r.cpu)
+	late := r.judge(ops)
+	if (o.Stall > starvedFor || o.Idle < starvedIdle) && o.Invalid == "" && len(late) > 0 {
+		o.Invalid = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
 	}
+	o.Problems = append(append(r.wrong, late...), r.invariants(ops, &o)...)
 	for _, w := range r.windows[:len(r.windows)-1] {
 		o.Schedule = append(o.Schedule, *w)
 	}
@@ -258,7 +278,7 @@ func (w *window) measure(ops []lab.Op) {
 		}
 	}
 	for _, op := range near {
-		if isWrite(op) && op.Outcome == lab.OK && op.Call > w.At && op.Return < w.Until && slices.Contains(w.bounds.silent, op.Client) {
+		if isWrite(op) && op.Outcome == lab.OK && op.Return < w.Until && w.mute(op) {
 			w.Wrong = append(w.Wrong, fmt.Sprintf("%s, which can have no quorum, acknowledged %s, begun at %s, at %s", op.Client, op.Target, op.Call.Round(time.Millisecond), op.Return.Round(time.Millisecond)))
 		}
 	}
@@ -374,8 +394,8 @@ func (o *outcome) line() string {
 	for _, d := range o.Current {
 		caught = append(caught, strconv.FormatFloat(d.Seconds(), 'f', 1, 64))
 	}
-	return fmt.Sprintf("| %s | seed %d | %s | ops/ok/refused/unknown: %s | executed %d, keys %d | current after %s s | stall %d ms, load %s, %.0f s | %s |",
-		o.Class, o.Seed, strings.Join(steps, "; "), strings.Join(counts, ", "), o.Executed, o.Keys, strings.Join(caught, " "), o.Stall.Milliseconds(), o.Load, o.Took.Seconds(), verdict)
+	return fmt.Sprintf("| %s | seed %d | %s | ops/ok/refused/unknown: %s | executed %d, keys %d | current after %s s | stall %d ms, idle %.0f %%, load %s, %.0f s | %s |",
+		o.Class, o.Seed, strings.Join(steps, "; "), strings.Join(counts, ", "), o.Executed, o.Keys, strings.Join(caught, " "), o.Stall.Milliseconds(), 100*o.Idle, o.Load, o.Took.Seconds(), verdict)
 }
 
 func resultPath(dir, class string, seed uint64) string {

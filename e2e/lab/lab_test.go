@@ -231,3 +231,15 @@ func TestForks(t *testing.T) {
 		}
 	}
 }
+
+func TestCPU(t *testing.T) {
+	if got := (lab.CPU{Idle: 150, All: 600}).IdleSince(lab.CPU{Idle: 100, All: 400}); got != 0.25 {
+		t.Errorf("idle %v, want 0.25", got)
+	}
+	if got := (lab.CPU{}).IdleSince(lab.CPU{}); got != 1 {
+		t.Errorf("unknown: %v, want 1", got)
+	}
+	if c := lab.ReadCPU(); c.All > 0 && c.Idle > c.All {
+		t.Errorf("%+v", c)
+	}
+}
