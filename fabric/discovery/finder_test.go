@@ -35,12 +35,12 @@ func silent(t *testing.T, ip string, port int) {
 }
 
 func TestFinderSurvivesDNS(t *testing.T) {
-	var asked atomic.Int64
 	for title, tt := range map[string]struct {
 		answer  func(good string) func(context.Context, string) ([]string, error)
 		warning string // while or after finding, "" = none asked for
 	}{
 		"no such name at first": {func(good string) func(context.Context, string) ([]string, error) {
+			var asked atomic.Int64
 			return func(ctx context.Context, host string) ([]string, error) {
 				if asked.Add(1) < 5 {
 					return nxdomain(ctx, host)
@@ -49,6 +49,7 @@ func TestFinderSurvivesDNS(t *testing.T) {
 			}
 		}, ""},
 		"no answer at first": {func(good string) func(context.Context, string) ([]string, error) {
+			var asked atomic.Int64
 			return func(ctx context.Context, host string) ([]string, error) {
 				if asked.Add(1) < 4 {
 					return hangs(ctx, host)
@@ -79,7 +80,7 @@ func TestFinderSurvivesDNS(t *testing.T) {
 		}, ""},
 	} {
 		t.Run(title, func(t *testing.T) {
-			asked.Store(0)
+			t.Parallel()
 			nodes := relays(t, 4)
 			a, b, other := nodes[0], nodes[1], nodes[2]
 			other.cluster = "ripstop-other"
@@ -225,8 +226,13 @@ func TestFinderFillsTheMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.open(t, 0, nil, memory, a.addr())
+		f := b.open(t, 0, nil, memory, a.addr(), "127.0.0.9:1")
 		within(t, 5*time.Second, "b to note a", func() bool { return len(memory.Peers()) > 0 })
+		for node, want := range map[string][]string{"a": {a.addr()}, "x": {a.addr(), "127.0.0.9:1"}} {
+			if got := f.Addrs(node); !slices.Equal(got, want) {
+				t.Errorf("addresses of %s: %v, want %v", node, got, want)
+			}
+		}
 	})
 	memory, err := discovery.OpenMemory(dir, b.cluster)
 	if err != nil {
@@ -298,11 +304,9 @@ func TestWrongSecretIsTold(t *testing.T) {
 			return strings.Contains(w, "node a at "+a.addr()+" refuses this node's cluster secret")
 		})
 	})
-	if v := f.View(); len(v.Connected) > 0 || len(v.Routes) > 0 {
-		t.Errorf("connected %v, routes %v", v.Connected, v.Routes)
-	}
-	b.secret = a.secret
-	if err := f.SetCredentials("route", b.secret); err != nil {
+	within(t, time.Second, "the route to be taken back", func() bool { v := f.View(); return len(v.Connected)+len(v.Routes) == 0 })
+	b.setSecret(a.secret)
+	if err := f.SetCredentials("route", a.secret); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.reload(nil); err != nil {

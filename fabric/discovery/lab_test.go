@@ -71,6 +71,14 @@ type node struct {
 	dir      string
 	srv      *server.Server
 	tls      *tls.Config // of routes
+
+	mu sync.Mutex // guards secret once a Finder reloads
+}
+
+func (n *node) setSecret(s string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.secret = s
 }
 
 func newNode(t testing.TB, name, ip string, port int) *node {
@@ -101,6 +109,8 @@ func (n *node) options(routes []*url.URL) (*server.Options, error) {
 		return nil, err
 	}
 	o.ServerName, o.Host, o.Port, o.NoSigs, o.NoLog = n.name, "127.0.0.1", -1, true, os.Getenv("DISCOVERY_LOG") == ""
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	o.Cluster = server.ClusterOpts{Name: n.cluster, Host: n.ip, Port: n.port, Username: "route", Password: n.secret}
 	if n.tls != nil {
 		o.Cluster.TLSConfig, o.Cluster.TLSTimeout = n.tls, 2

@@ -42,6 +42,8 @@ type Memory struct {
 	cluster string
 	now     func() time.Time
 
+	saving sync.Mutex // held over a write; taken before mu
+
 	mu      sync.Mutex
 	peers   map[string]Seen // by address
 	changed bool            // something to write that can't wait for memoryFreshen
@@ -164,25 +166,39 @@ func (m *Memory) trim(now time.Time) {
 // Save writes the file if there is something to write and the last write is long
 // enough ago; with force, whenever anything was seen at all.
 func (m *Memory) Save(force bool) error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	data, err := m.due(force)
+	if err != nil || data == nil {
+		return err
+	}
+	if err := replaceFile(m.path, data); err != nil {
+		m.mu.Lock()
+		m.changed = true
+		m.mu.Unlock()
+		return fmt.Errorf("write remembered peers: %w", err)
+	}
+	return nil
+}
+
+// due returns what to write now, nil = nothing, and counts it as written: a disk
+// that refuses is not asked again at once.
+func (m *Memory) due(force bool) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
 	since := now.Sub(m.written)
 	due := m.changed && since >= memoryEvery || since >= memoryFreshen
 	if !due && !force || len(m.peers) == 0 && !m.changed {
-		return nil
+		return nil, nil
 	}
 	m.trim(now)
 	data, err := json.MarshalIndent(memoryDoc{1, m.cluster, m.sorted()}, "", "  ")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	m.written = now // a disk that refuses is not asked again at once
-	if err := replaceFile(m.path, append(data, '\n')); err != nil {
-		return fmt.Errorf("write remembered peers: %w", err)
-	}
-	m.changed = false
-	return nil
+	m.written, m.changed = now, false
+	return append(data, '\n'), nil
 }
 
 // replaceFile leaves the old content or the new at path, whenever the machine

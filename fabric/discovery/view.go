@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -66,6 +67,37 @@ func (f *Finder) address(addr string) AddressView {
 	x.Addr = addr // an address not probed yet has an empty finding
 	l := f.links[addr]
 	return AddressView{Finding: x, Connected: x.Outcome == Member && f.connected(x), Added: l != nil && l.round > 0, Error: errText(x.Err)}
+}
+
+// Addrs returns the addresses at which the node called name is or was, those of
+// all peers if none is known. It does not block.
+func (f *Finder) Addrs(name string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	set := map[string]bool{}
+	if a := f.peers[name].addr; a != "" {
+		set[a] = true
+	}
+	for addr, x := range f.found {
+		if x.Outcome == Member && x.Identity.Name == name {
+			set[addr] = true
+		}
+	}
+	if f.cfg.Memory != nil {
+		for _, s := range f.cfg.Memory.Peers() {
+			if s.Name == name {
+				set[s.Addr] = true
+			}
+		}
+	}
+	if len(set) == 0 {
+		for _, e := range f.entries {
+			for _, a := range e.addrs {
+				set[a] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
 }
 
 // warnings are what a person should put right. f.mu is held.
