@@ -30,7 +30,7 @@ func (c RegistryClient) askNode(ctx context.Context, i Instance, verb string) (a
 	if i.Conn.ServerID == "" {
 		return answer{}, fmt.Errorf("register %s: %w", i.Server, nats.ErrDisconnected)
 	}
-	return c.ask(ctx, subjectAgent+i.Conn.ServerID+"."+verb, i)
+	return c.ask(ctx, subjectAgent+i.Conn.ServerID+"."+verb+"."+i.Server, i)
 }
 
 // List returns every instance, sorted by server and id, as the node knows them

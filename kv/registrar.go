@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,8 @@ import (
 const (
 	// Agents register with the node whose NATS server they are connected to:
 	// it alone knows whether they still are.
-	subjectAgent = "ripstop.v1.agent." // + server id + ".put" or ".remove"
+	// The MCP server's name at the end is what a user may be limited to.
+	subjectAgent = "ripstop.v1.agent." // + server id + ".put" or ".remove" [+ "." + server]
 	// subjectList is answered by any node, and with a server's id behind it by
 	// that node, which knows its local instances too.
 	subjectList = "ripstop.v1.registry.list"
@@ -115,6 +117,8 @@ func NewRegistrar(reg *Registry, opts RegistrarOptions) (*Registrar, error) {
 	err := errors.Join(
 		r.serve(subjectAgent+opts.ServerID+".put", "", r.put),
 		r.serve(subjectAgent+opts.ServerID+".remove", "", r.remove),
+		r.serve(subjectAgent+opts.ServerID+".put.*", "", r.ofServer(r.put)),
+		r.serve(subjectAgent+opts.ServerID+".remove.*", "", r.ofServer(r.remove)),
 		r.serve(subjectList+"."+opts.ServerID, "", r.list),
 		r.serve(subjectList, registrarQueue, r.list),
 	)
@@ -202,6 +206,20 @@ func (r *Registrar) Close() error {
 	r.wg.Wait()
 	r.unwatch()
 	return errors.Join(errs...)
+}
+
+// ofServer refuses the record of another server than its subject ends in, since
+// the subject is what its sender has the right to.
+func (r *Registrar) ofServer(f func(msg *nats.Msg)) func(msg *nats.Msg) {
+	return func(msg *nats.Msg) {
+		var i Instance
+		err := json.Unmarshal(msg.Data, &i) // f reports what does not decode
+		if name := msg.Subject[strings.LastIndexByte(msg.Subject, '.')+1:]; err == nil && i.Server != name {
+			r.respond(msg, answer{Error: fmt.Sprintf("the subject is for server %q, the record is of %q", name, i.Server)})
+			return
+		}
+		f(msg)
+	}
 }
 
 func (r *Registrar) put(msg *nats.Msg) {

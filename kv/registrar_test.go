@@ -78,6 +78,13 @@ func TestBadRegistrations(t *testing.T) {
 			t.Errorf("want %q, got %s, %v", want, msg.Data, err)
 		}
 	}
+	data, err := json.Marshal(n.instance("demo", "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if msg, err := l.MCP().Request("ripstop.v1.agent."+n.id+".put.b", data, time.Second); err != nil || !strings.Contains(string(msg.Data), `\"b\"`) {
+		t.Errorf("a record of another server than the subject's: %v, %v", msg, err)
+	}
 	msg, err := l.MCP().Request("ripstop.v1.agent."+n.id+".put", []byte("{"), time.Second)
 	if err != nil || !strings.Contains(string(msg.Data), "does not decode") {
 		t.Errorf("junk: %s, %v", msg.Data, err)

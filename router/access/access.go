@@ -67,10 +67,11 @@ var clientOps = []string{
 func (u User) agentPublish() []string {
 	out := []string{
 		"_INBOX.>", // answers
-		"ripstop.v1.registry.put", "ripstop.v1.registry.remove", "ripstop.v1.agent.>",
 	}
-	for _, s := range u.attaches() { // an instance passes on what belongs to a session of another
-		out = append(out, wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*"))
+	for _, s := range u.attaches() {
+		out = append(out,
+			"ripstop.v1.agent.*.put."+s, "ripstop.v1.agent.*.remove."+s,
+			wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*")) // to pass on what belongs to a session of another instance
 	}
 	return out
 }
