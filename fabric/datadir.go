@@ -16,11 +16,13 @@ import (
 // identity is what a data directory remembers of its node. It is kept outside
 // JetStream, so that it can be read before a server runs.
 type identity struct {
-	Name        string    `json:"name"`             // NATS server name
-	Mode        string    `json:"mode"`             // "standalone" or "clustered"; a store is never opened in the other
-	Region      string    `json:"region,omitempty"` // "" = DefaultRegion
-	Incarnation uint64    `json:"incarnation"`      // counts the starts
-	Created     time.Time `json:"created"`          // first start
+	Name        string    `json:"name"`              // NATS server name
+	Mode        string    `json:"mode"`              // "standalone" or "clustered"; a store is never opened in the other
+	Region      string    `json:"region,omitempty"`  // "" = DefaultRegion
+	Incarnation uint64    `json:"incarnation"`       // counts the starts
+	Created     time.Time `json:"created"`           // first start
+	Voters      []string  `json:"voters,omitempty"`  // the roster as last seen; it counts more than what a start says
+	Removed     bool      `json:"removed,omitempty"` // this name was removed from the cluster for good
 }
 
 const (
@@ -114,10 +116,18 @@ func (d *dataDir) matches(want identity) error {
 		return fmt.Errorf("data directory %s belongs to a %q node, which this version does not know; choose another with --data-dir", d.path, have.Mode)
 	case want.Name != "" && want.Name != have.Name:
 		return fmt.Errorf("data directory %s belongs to node %q, not %q; start it as --name %s, or choose another with --data-dir", d.path, have.Name, want.Name, have.Name)
+	case have.Removed:
+		return fmt.Errorf("node %q was removed from its cluster: a name that comes back would be counted twice. Start it with another --name and an empty --data-dir; `ripstop admin import` takes what an export of this one holds", have.Name)
 	case want.Region != have.Region:
 		return fmt.Errorf("data directory %s belongs to region %q, not %q; start it with --region %s, or choose another with --data-dir", d.path, have.Region, want.Region, have.Region)
 	}
 	return nil
+}
+
+// update changes the identity on disk.
+func (d *dataDir) update(change func(*identity)) error {
+	change(&d.identity)
+	return d.save(filepath.Join(d.path, identityFile))
 }
 
 func (d *dataDir) create(path string, want identity) error {

@@ -10,7 +10,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -25,7 +28,7 @@ const readyTimeout = 10 * time.Second
 // Node is a running embedded NATS server.
 type Node struct {
 	srv   *server.Server
-	voter bool
+	voter atomic.Bool // a relay may be promoted
 	votes int
 	url   string
 	sys   *nats.Conn
@@ -36,7 +39,9 @@ type Node struct {
 	user  credentials
 
 	member *membership // nil on a node on its own
-	access access
+
+	rosterMu sync.Mutex // guards the roster on disk
+	access   access
 }
 
 // credentials are made anew at every start, for connections of this process.
@@ -76,7 +81,14 @@ func Open(ctx context.Context, opts Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{dir: dir, log: opts.Logger, user: credentials{rand.Text(), rand.Text(), rand.Text()}}
-	n.voter = opts.Cluster == nil || opts.Cluster.votes(n.Name())
+	switch roster := dir.identity.Voters; {
+	case opts.Cluster == nil:
+		n.voter.Store(true)
+	case len(roster) > 0:
+		n.voter.Store(slices.Contains(roster, n.Name()))
+	default:
+		n.voter.Store(opts.Cluster.votes(n.Name()))
+	}
 	n.votes = 1
 	if opts.Cluster != nil {
 		n.votes = opts.Cluster.size()
@@ -175,7 +187,7 @@ func (n *Node) Clustered() bool { return n.dir.identity.Mode == clustered }
 
 // Voter reports whether the node holds replicas and votes. One that does not
 // is a relay: JetStream is off.
-func (n *Node) Voter() bool { return n.voter }
+func (n *Node) Voter() bool { return n.voter.Load() }
 
 // Votes is how many nodes vote, and how many replicas every bucket has.
 func (n *Node) Votes() int { return n.votes }
@@ -249,7 +261,7 @@ func (n *Node) OnDisconnect(f func(serverID string, id uint64)) error {
 
 // StorageError reports why JetStream can't be written, or nil.
 func (n *Node) StorageError() error {
-	if n.voter && !n.srv.JetStreamEnabled() {
+	if n.Voter() && !n.srv.JetStreamEnabled() {
 		return errors.New("JetStream is off: its store failed; see the log")
 	}
 	return nil

@@ -134,7 +134,7 @@ func (n *Node) serverOptions(opts Options, host string, port int) (*server.Optio
 	so.LameDuckGracePeriod, so.LameDuckDuration = lameDuckGrace, lameDuckGrace+lameDuckSpread
 	so.JetStream = n.Voter()
 	so.JetStreamDomain = n.Region()
-	so.StoreDir = filepath.Join(n.dir.path, "jetstream")
+	so.StoreDir = n.storeDir()
 	so.SyncAlways = true // an acknowledged write survives power loss
 	if opts.TLS != nil {
 		so.TLSConfig = opts.TLS.Listener(opts.clientAuth())
@@ -144,6 +144,8 @@ func (n *Node) serverOptions(opts Options, host string, port int) (*server.Optio
 	}
 	return so, clusterOptions(so, opts.Cluster, n.Region())
 }
+
+func (n *Node) storeDir() string { return filepath.Join(n.dir.path, "jetstream") }
 
 func clusterOptions(so *server.Options, c *Cluster, region string) error {
 	host, port, err := splitAddr("cluster", c.Addr)

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"ripstop/fabric"
+	"ripstop/fabric/admin"
 	"ripstop/failover/nodes"
 	"ripstop/kv"
 	"ripstop/router"
@@ -47,6 +48,7 @@ type node struct {
 
 	fabric    *fabric.Node
 	nodes     atomic.Pointer[nodes.Runner] // asked for a report before it is there
+	admin     *admin.Service
 	registry  *kv.Registry
 	registrar *kv.Registrar
 	client    *wire.Client
@@ -59,6 +61,7 @@ type node struct {
 	http      *http.Server
 	httpURL   string
 
+	draining atomic.Bool
 	metPeers atomic.Bool // another node of the cluster was reached
 
 	mu     sync.Mutex
@@ -68,11 +71,13 @@ type node struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	failed chan error // a part that can't do without
+
+	drained chan string // why an operator had it drained
 }
 
 // openNode starts every part. On error nothing is left running.
 func openNode(ctx context.Context, s *nodeSettings) (*node, error) {
-	n := &node{settings: s, started: time.Now().UTC(), log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1)}
+	n := &node{settings: s, started: time.Now().UTC(), log: s.logger(), metrics: prometheus.NewRegistry(), failed: make(chan error, 1), drained: make(chan string, 1)}
 	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	n.hup = catchHangup()
@@ -301,6 +306,9 @@ func (n *node) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
+	case why := <-n.drained:
+		n.log.Info("node stops", "why", why)
+		return nil
 	case err := <-n.failed:
 		return err
 	}
@@ -311,6 +319,10 @@ func (n *node) wait(ctx context.Context) error {
 // It takes a node that was opened in part.
 func (n *node) close(ctx context.Context) error {
 	defer signal.Stop(n.hup)
+	n.draining.Store(true)
+	if w := n.nodes.Load(); w != nil {
+		w.Changed() // the others hear it before their next check
+	}
 	var errs []error
 	if n.edge != nil {
 		errs = append(errs, n.edge.Shutdown(ctx))
@@ -331,6 +343,9 @@ func (n *node) close(ctx context.Context) error {
 		errs = append(errs, a.Close(ctx))
 	}
 	n.wg.Wait()
+	if n.admin != nil {
+		errs = append(errs, n.admin.Close())
+	}
 	if w := n.nodes.Load(); w != nil {
 		errs = append(errs, w.Close())
 	}

@@ -109,7 +109,7 @@ func (n *node) health(w http.ResponseWriter, _ *http.Request) {
 func (n *node) readiness(w http.ResponseWriter, _ *http.Request) {
 	s, gateErr := n.state()
 	switch waiting := n.unregistered(); {
-	case n.ctx.Err() != nil:
+	case n.draining.Load():
 		s.Status, s.Reason = "draining", "the node is shutting down"
 	case gateErr != nil:
 		s.Status, s.Reason = "starting", gateErr.Error()

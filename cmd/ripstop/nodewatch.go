@@ -29,7 +29,14 @@ func (n *node) watchNodes() error {
 	n.nodes.Store(w)
 	routes := n.fabric.Routes()
 	if routes == nil {
-		return nil
+		return n.serveAdmin(nil)
+	}
+	r, err := n.followRoster(w)
+	if err != nil {
+		return err
+	}
+	if err := n.serveAdmin(r); err != nil {
+		return err
 	}
 	if err := w.WatchSystem(n.fabric.System()); err != nil {
 		return fmt.Errorf("watch nodes: %w", err)
@@ -169,7 +176,7 @@ func (n *node) report() failover.Report {
 	r := failover.Report{
 		Region: n.fabric.Region(), Role: failover.Relay, ServerID: n.fabric.Server().ID(),
 		Incarnation: n.fabric.Incarnation(), Started: n.started,
-		Draining: n.ctx.Err() != nil, Clients: n.fabric.Connections(), Instances: len(n.registry.All()),
+		Draining: n.draining.Load(), Clients: n.fabric.Connections(), Instances: len(n.registry.All()),
 	}
 	if n.fabric.Voter() {
 		r.Role = failover.Voter

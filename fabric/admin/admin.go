@@ -162,6 +162,8 @@ type Error struct {
 	Code Code
 	Text string
 	Try  string
+
+	api uint16 // JetStream's error code; 0 = none
 }
 
 func (e *Error) Error() string { return e.Text }

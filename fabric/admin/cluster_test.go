@@ -63,6 +63,8 @@ func (l *lab) PlanRemove(context.Context, string) ([]string, error) {
 	return []string{"nobody votes in its place"}, nil
 }
 
+func (l *lab) Removing(context.Context, string) ([]string, error) { return nil, nil }
+
 func (l *lab) Removed(_ context.Context, node string) ([]string, error) {
 	l.removed <- node
 	return []string{"the roster has two voters"}, nil

@@ -42,6 +42,10 @@ type Roster interface {
 	// part of what is confirmed.
 	PlanRemove(ctx context.Context, node string) (effects []string, err error)
 
+	// Removing is called before a node leaves the meta group, has another vote in
+	// its place, and says what was done. It may be called again after an error.
+	Removing(ctx context.Context, node string) (done []string, err error)
+
 	// Removed is called when a node has left the meta group, and says what was
 	// done.
 	Removed(ctx context.Context, node string) (done []string, err error)

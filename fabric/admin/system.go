@@ -179,14 +179,35 @@ func (s *system) api(ctx context.Context, nc *nats.Conn, subject string, body an
 	case 400:
 		code = CodeRefused
 	}
-	return errorf(code, "ripstop status", "JetStream refused %s: %s (%d)", subject, resp.Error.Description, resp.Error.ErrCode)
+	refused := errorf(code, "ripstop status", "JetStream refused %s: %s (%d)", subject, resp.Error.Description, resp.Error.ErrCode)
+	refused.api = resp.Error.ErrCode
+	return refused
 }
 
 // removePeer takes a server out of the meta group, by its peer id: after a cold
 // start the leader does not know the names of servers it has not heard from.
+//
+// One member changes at a time: while another comes in, this waits.
 func (s *system) removePeer(ctx context.Context, peer string) error {
-	return s.api(ctx, s.sys, server.JSApiRemoveServer, server.JSApiMetaServerRemoveRequest{Peer: peer})
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		err := s.api(ctx, s.sys, server.JSApiRemoveServer, server.JSApiMetaServerRemoveRequest{Peer: peer})
+		var e *Error
+		if !errors.As(err, &e) || e.api != memberChangeUnderWay {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
+
+// memberChangeUnderWay is JetStream's error code for it (nats-server,
+// errors.json: JSClusterServerMemberChangeInflightErr).
+const memberChangeUnderWay = 10202
 
 // evacuate moves the replicas of a server to others.
 func (s *system) evacuate(ctx context.Context, peer string) error {

@@ -132,6 +132,13 @@ func (s *Service) carryOut(ctx context.Context, st Status, p Plan) (any, error) 
 
 func (s *Service) remove(ctx context.Context, st Status, node string) (any, error) {
 	var res Result
+	if s.opts.Roster != nil {
+		done, err := s.opts.Roster.Removing(ctx, node)
+		res.Done = append(res.Done, done...)
+		if err != nil {
+			return nil, fmt.Errorf("remove %s: %w", node, err)
+		}
+	}
 	if r, ok := st.peer(node); ok {
 		if err := s.sys.removePeer(ctx, r.Peer); err != nil {
 			return nil, fmt.Errorf("remove %s: %w", node, err)
@@ -142,7 +149,7 @@ func (s *Service) remove(ctx context.Context, st Status, node string) (any, erro
 		done, err := s.opts.Roster.Removed(ctx, node)
 		res.Done = append(res.Done, done...)
 		if err != nil {
-			return nil, fmt.Errorf("%s no longer votes, but the roster was not changed: %w; repeat the command", node, err)
+			return nil, fmt.Errorf("%s no longer votes, but was not forgotten: %w; repeat the command", node, err)
 		}
 	}
 	s.opts.Nodes.Forget(node)
