@@ -1,8 +1,10 @@
 package fabric_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +75,22 @@ func TestThreeNodesAndARelay(t *testing.T) {
 	})
 	if leader := raft.MetaLeader(nodes[0].Server()); leader == "" {
 		t.Error("no meta leader")
+	}
+}
+
+// TestNameThatRunsIsRefused: a second node of one name does not start.
+func TestNameThatRunsIsRefused(t *testing.T) {
+	peers := freePorts(t, 3)
+	open(t, fabric.Options{Name: "a", Cluster: &fabric.Cluster{Addr: peers[0], Peers: peers}})
+	n, err := fabric.Open(t.Context(), fabric.Options{
+		Name: "a", Addr: "127.0.0.1:0", DataDir: t.TempDir(), Logger: quiet(), Cluster: &fabric.Cluster{Addr: peers[1], Peers: peers},
+	})
+	if err == nil {
+		n.Close()
+		t.Fatal("started")
+	}
+	if !errors.Is(err, fabric.ErrDuplicate) || !strings.Contains(err.Error(), "--name") {
+		t.Errorf("error = %q", err)
 	}
 }
 

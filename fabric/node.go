@@ -107,8 +107,12 @@ func (n *Node) start(ctx context.Context, opts Options, host string, port int) e
 	if err != nil {
 		return err
 	}
+	var found *search
 	if opts.Cluster != nil {
 		if err := portFree(ctx, "cluster routes", "--cluster-addr", so.Cluster.Host, so.Cluster.Port); err != nil {
+			return err
+		}
+		if found, err = n.seek(ctx, so, opts.Cluster); err != nil {
 			return err
 		}
 	}
@@ -135,7 +139,7 @@ func (n *Node) start(ctx context.Context, opts Options, host string, port int) e
 		return err
 	}
 	if opts.Cluster != nil {
-		n.join(opts.Cluster)
+		return n.join(opts.Cluster, found)
 	}
 	return nil
 }

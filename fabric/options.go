@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"ripstop/fabric/discovery"
 	"ripstop/fabric/raft"
 )
 
@@ -61,7 +61,7 @@ type Cluster struct {
 // tolerate no more failures than the odd one below it.
 var votes = []int{3, 5}
 
-// check refuses what can't become a cluster.
+// check refuses what can't become a cluster, and completes the peers' ports.
 func (c *Cluster) check() error {
 	if _, _, err := splitAddr("cluster", c.Addr); err != nil {
 		return err
@@ -71,11 +71,11 @@ func (c *Cluster) check() error {
 			return err
 		}
 	}
-	for _, p := range c.Peers {
-		if _, _, err := splitAddr("peer", p); err != nil {
-			return err
-		}
+	peers, err := discovery.Parse(c.Peers)
+	if err != nil {
+		return err
 	}
+	c.Peers = peers.Strings()
 	n, what := len(c.Voters), "--voters"
 	if n == 0 {
 		n, what = len(c.Peers), "--peers"
@@ -141,21 +141,6 @@ func (c *Cluster) own(peer string) bool {
 		}
 	}
 	return false
-}
-
-// routes are what the server is told to connect to. Their number is what the
-// meta group of a new cluster expects to have (server/raft.go,
-// bootstrapRaftNode), so there is one for each voter, this one among them.
-func (c *Cluster) routes(user, password string) []*url.URL {
-	var out []*url.URL
-	for i := range max(c.size(), len(c.Peers)) {
-		u := &url.URL{Scheme: "nats-route", User: url.UserPassword(user, password), Host: c.Peers[i%len(c.Peers)]}
-		if i >= len(c.Peers) {
-			u.Path = "/" + strconv.Itoa(i) // the same name again, for another of the nodes behind it
-		}
-		out = append(out, u)
-	}
-	return out
 }
 
 func splitAddr(what, addr string) (host string, port int, err error) {

@@ -113,7 +113,7 @@ func TestClusterRefuses(t *testing.T) {
 		"two":         {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three[:2]}, "name 3 or 5"},
 		"four voters": {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three, Voters: []string{"a", "b", "c", "d"}}, "3 or 5"},
 		"voter twice": {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three, Voters: []string{"a", "b", "a"}}, "twice"},
-		"bad peer":    {fabric.Cluster{Addr: "127.0.0.1:0", Peers: []string{"x"}}, "host:port"},
+		"bad peer":    {fabric.Cluster{Addr: "127.0.0.1:0", Peers: []string{"x:y:z"}}, "x:y:z"},
 		"bad address": {fabric.Cluster{Addr: "nowhere", Peers: three}, "host:port"},
 	} {
 		t.Run(name, func(t *testing.T) {

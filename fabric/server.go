@@ -160,7 +160,6 @@ func clusterOptions(so *server.Options, c *Cluster, region string) error {
 		so.Cluster.TLSConfig = c.TLS.Routes()
 	}
 	c.Timing.Configure(so)
-	so.Routes = c.routes(so.Cluster.Username, so.Cluster.Password)
 	return nil
 }
 

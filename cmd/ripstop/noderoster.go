@@ -186,6 +186,7 @@ func (r *roster) awaitVoter(ctx context.Context, name string) error {
 // Removed forgets the node.
 func (r *roster) Removed(ctx context.Context, node string) ([]string, error) {
 	r.w.Forget(node)
+	r.n.fabric.Forget(node)
 	count, err := r.n.registry.RemoveNode(ctx, node)
 	if err != nil {
 		return nil, err
