@@ -274,9 +274,11 @@ func TestCertificatesOfTheDocs(t *testing.T) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	n := startSecured(t, at("ca.crt"), "--tls-cert", at("n1.crt"), "--tls-key", at("n1.key"), "--tls-verify")
 	n.cli(t, "call", "demo", "echo", "text=hi", "--tls-cert", at("ci.crt"), "--tls-key", at("ci.key")).ok(t).says(t, "hi")
-	if r := n.cli(t, "ls"); r.code != 3 {
+	if r := n.cli(t, "ls").says(t, "demands a client certificate", "--tls-cert"); r.code != 3 {
 		t.Errorf("without a certificate: exit %d\n%s%s", r.code, r.out, r.err)
 	}
+	run(t, 20*time.Second, "", ripstop(t), "ls", "--nats", n.nats).says(t, "signed by no CA", "--tls-ca FILE")
+	run(t, 20*time.Second, "", ripstop(t), "status", "--nats", n.nats).says(t, "signed by no CA", "--tls-ca FILE")
 	pair, err := tls.LoadX509KeyPair(at("ci.crt"), at("ci.key"))
 	if err != nil {
 		t.Fatal(err)

@@ -80,6 +80,8 @@ func dialOperator(ctx context.Context, cmd *cobra.Command) (*operator, error) {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, explain("the fabric at "+s.URLs, ctx.Err())
+	case err != nil && s.explainTLS(err) != nil:
+		return nil, s.explainTLS(err)
 	case err != nil && refusesToken(err):
 		why := "it refuses the token of user " + quote(user)
 		if s.Token == "" {

@@ -109,6 +109,8 @@ func connect(ctx context.Context, cmd *cobra.Command, dial dialFunc) (fabricClie
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, explain("the fabric at "+s.URLs, ctx.Err())
+	case err != nil && s.explainTLS(err) != nil:
+		return nil, s.explainTLS(err)
 	case err != nil && refusesToken(err):
 		why, try := "it wants a token", "--token-file FILE, with the token that the node was started with"
 		if s.Token != "" {

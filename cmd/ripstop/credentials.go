@@ -1,8 +1,12 @@
 package main
 
 import (
+	"crypto/x509"
+	"errors"
 	"log/slog"
+	"strings"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"ripstop/fabric"
@@ -64,6 +68,27 @@ func (s clientSettings) connection(name string, log *slog.Logger) agent.Connecti
 		}
 	}
 	return c
+}
+
+// explainTLS turns a failed handshake with the fabric into a failure that says
+// what to give; nil if err is none.
+func (s clientSettings) explainTLS(err error) error {
+	f := &failure{code: exitUnreachable, what: "the fabric at " + s.URLs}
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &unknown):
+		f.why, f.try = "its certificate is signed by no CA that this command knows", "--tls-ca FILE, with the CA that has signed the node's certificate"
+	case errors.As(err, &name):
+		f.why, f.try = name.Error(), "--nats URL, with a name that stands in the node's certificate"
+	case strings.Contains(err.Error(), "certificate required"): // of the other side, as TLS puts it
+		f.why, f.try = "it demands a client certificate", "--tls-cert FILE --tls-key FILE"
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		f.why, f.try = "it has no TLS", "--nats nats://…, without --tls-ca and --tls-cert; what is sent can be read on the way"
+	default:
+		return nil
+	}
+	return f
 }
 
 // clientFlags are the flags a command needs to get into a node with these
