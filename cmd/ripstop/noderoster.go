@@ -70,11 +70,17 @@ func (r *roster) look() error {
 		return err
 	}
 	name := r.n.fabric.Name()
-	if now.WasRemoved(name) {
-		r.n.log.Error("this node was removed from the cluster and must not run under this name again: stop it, and start it with another --name and an empty --data-dir", "removed_by", now.By)
-	}
 	r.w.SetVoters(now.Voters)
-	return r.n.fabric.SetRoster(now.Voters, now.WasRemoved(name))
+	if err := r.n.fabric.SetRoster(now.Voters, now.WasRemoved(name)); err != nil {
+		return err
+	}
+	if now.WasRemoved(name) {
+		select { // it would be counted twice; the directory is marked, so that it does not start again
+		case r.n.failed <- fmt.Errorf("node %s was removed from the cluster (by %s, %s): start it with another --name and an empty --data-dir", name, now.By, now.Changed.Format(time.RFC3339)):
+		default:
+		}
+	}
+	return nil
 }
 
 // first commits the voters this cluster was started with. Where they were given

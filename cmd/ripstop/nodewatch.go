@@ -49,6 +49,7 @@ func (n *node) watchNodes() error {
 	})
 	n.wg.Go(func() { n.followRoutes(routes, w) })
 	n.wg.Go(func() { n.followGate(w) })
+	n.wg.Go(func() { n.rebalance(w) })
 	return nil
 }
 
