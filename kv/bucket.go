@@ -219,7 +219,14 @@ type bucketInfo struct {
 		Msgs    uint64 `json:"messages"`
 		LastSeq uint64 `json:"last_seq"`
 	} `json:"state"`
+	Cluster *struct {
+		Leader string `json:"leader"`
+	} `json:"cluster"`
 }
+
+// errNoLeader: while a stream has no leader, any replica says what it has
+// (nats-server, jsStreamInfoRequest).
+var errNoLeader = errors.New("its stream has no leader")
 
 // info asks the bucket's leader. It fails with ErrNoBucket.
 func (b *Bucket) info(ctx context.Context) (bucketInfo, error) {
@@ -227,6 +234,9 @@ func (b *Bucket) info(ctx context.Context) (bucketInfo, error) {
 	err := b.api(ctx, "STREAM.INFO", struct{}{}, &i)
 	if err == nil && i.Error != nil {
 		err = apiError(i.Error)
+	}
+	if err == nil && i.Cluster != nil && i.Cluster.Leader == "" {
+		err = errNoLeader
 	}
 	if err != nil {
 		return i, fmt.Errorf("look at bucket %s: %w", b.name, err)

@@ -12,7 +12,8 @@ type queue struct {
 	dirty  map[string]bool
 	order  []string
 	wakes  map[string]bool
-	kicked bool // try again now, whatever failed before
+	kicked bool   // try again now, whatever failed before
+	abort  func() // gives up the writes under way; may be nil
 	signal chan struct{}
 }
 
@@ -46,12 +47,23 @@ func (q *queue) wake(server string) {
 	q.notify()
 }
 
-// kick asks for another try at once.
+// kick asks for another try at once: there is a leader again. What was sent to
+// the one before may never be answered.
 func (q *queue) kick() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.kicked = true
+	if q.abort != nil {
+		q.abort()
+	}
 	q.notify()
+}
+
+// onKick sets what a kick gives up.
+func (q *queue) onKick(abort func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.abort = abort
 }
 
 // takeKick reports whether kick was called since.

@@ -143,6 +143,10 @@ func (r *Registrar) convergeBatch(n int) error {
 	keys := r.q.take(n)
 	r.work = len(keys)
 	r.mu.Unlock()
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	r.q.onKick(cancel)
+	defer r.q.onKick(nil)
 	work := make(chan string)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -155,7 +159,7 @@ func (r *Registrar) convergeBatch(n int) error {
 				mu.Unlock()
 				var err error
 				if !failed {
-					err = r.convergeKey(r.ctx, key)
+					err = r.convergeKey(ctx, key)
 				}
 				if failed || err != nil {
 					r.q.add(key)

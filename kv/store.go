@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // flushEvery is how often changes of an index go to disk. What is lost with
@@ -51,7 +52,7 @@ func openStore(path, name string) (s *store, meta indexMeta, entries []Entry, wh
 	if why == nil {
 		return s, meta, entries, nil, nil
 	}
-	if errors.Is(why, bbolt.ErrTimeout) { // another process has it
+	if errors.Is(why, bolterrors.ErrTimeout) { // another process has it
 		return nil, indexMeta{}, nil, nil, fmt.Errorf("open index %s: %w", path, why)
 	}
 	if err := s.close(); err != nil {
