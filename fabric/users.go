@@ -88,6 +88,7 @@ func (n *Node) parse(tokens Tokens, users []User) (*server.Options, error) {
 // It takes over after NewServer has read the same users from its options: so
 // that nats-server too knows them, and doesn't take a connection for one whose
 // user is gone when it reloads (server/reload.go, clientHasMovedToDifferentAccount).
+// A user added while the server runs has to reconnect after such a reload.
 type logins struct {
 	srv   *server.Server
 	stamp string // the password of a connection that was let in, should nats-server ask again
