@@ -83,7 +83,7 @@ func (n *Node) join(c *Cluster, s *search) error {
 		return fmt.Errorf("look for peers: %w", err)
 	}
 	j.watcher = raft.NewWatcher(n.srv, raft.WatchOptions{
-		Timing: c.Timing, Logger: n.log, TLS: c.routeTLS, Addrs: func(peer string) []string { return known(s.memory, c.Peers, peer) },
+		Timing: c.Timing, Logger: n.log, TLS: c.routeTLS, Addrs: j.finder.Addrs,
 	})
 	campaigner := raft.NewCampaigner(n.srv, j.watcher, c.Timing, n.log)
 	j.wg.Go(func() {
@@ -95,18 +95,6 @@ func (n *Node) join(c *Cluster, s *search) error {
 	j.wg.Go(func() { campaigner.Run(ctx) })
 	j.wg.Go(func() { j.wakeFinder(ctx) })
 	return nil
-}
-
-// known are the addresses at which peer may listen: where it was seen, and what
-// was configured.
-func known(memory *discovery.Memory, configured []string, peer string) []string {
-	var addrs []string
-	for _, seen := range memory.Peers() {
-		if seen.Name == peer {
-			addrs = append(addrs, seen.Addr)
-		}
-	}
-	return append(addrs, configured...)
 }
 
 // wakeFinder has the finder look again as soon as a route ends.
