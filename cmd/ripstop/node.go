@@ -61,6 +61,7 @@ type node struct {
 	http      *http.Server
 	httpURL   string
 
+	lag      replicaLag
 	draining atomic.Bool
 	metPeers atomic.Bool // another node of the cluster was reached
 

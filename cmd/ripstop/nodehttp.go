@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"ripstop/failover"
@@ -113,6 +112,8 @@ func (n *node) readiness(w http.ResponseWriter, _ *http.Request) {
 		s.Status, s.Reason = "draining", "the node is shutting down"
 	case gateErr != nil:
 		s.Status, s.Reason = "starting", gateErr.Error()
+	case n.catchingUp():
+		s.Status, s.Reason = "starting", "replicas on this node still catch up"
 	case waiting != "":
 		s.Status, s.Reason = "starting", "server "+waiting+" is not registered yet"
 	}
@@ -141,23 +142,4 @@ func writeState(w http.ResponseWriter, s state) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(s) // the client is gone if this fails
-}
-
-// collect registers the node's own metrics.
-func (n *node) collect() {
-	gauge := func(name, help string, f func() float64) {
-		n.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
-	}
-	gauge("ripstop_registry_servers", "MCP servers that have an instance.", func() float64 { return float64(len(n.members())) })
-	gauge("ripstop_registry_instances", "Instances in the registry.", func() float64 { return float64(len(n.registry.All())) })
-	gauge("ripstop_nats_connections", "Clients connected to the embedded NATS server, the node's own among them.", func() float64 { return float64(n.fabric.Connections()) })
-	gauge("ripstop_storage_healthy", "Whether JetStream's store can be written: 1 or 0.", func() float64 {
-		if n.fabric.StorageError() != nil {
-			return 0
-		}
-		return 1
-	})
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ripstop_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "node"})
-	info.WithLabelValues(buildVersion(), n.fabric.Name()).Set(1)
-	n.metrics.MustRegister(info)
 }

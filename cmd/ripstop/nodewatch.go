@@ -155,6 +155,7 @@ func (n *node) followGate(w *nodes.Runner) {
 	defer tick.Stop()
 	was := ""
 	for {
+		n.lag.look(raft.Groups(n.fabric.Server()), time.Now())
 		if is, why := n.gate(); is != was {
 			if why != nil {
 				n.log.Warn("write gate", "state", is, "was", was, "why", why)
@@ -195,7 +196,7 @@ func (n *node) report() failover.Report {
 	}
 	var why error
 	r.Gate, why = n.gate()
-	r.Ready = !r.Draining && why == nil && n.unregistered() == ""
+	r.Ready = !r.Draining && why == nil && n.unregistered() == "" && !n.catchingUp()
 	for _, err := range []error{why, n.fabric.StorageError()} {
 		if err != nil {
 			r.Problems = append(r.Problems, err.Error())
