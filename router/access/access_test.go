@@ -273,6 +273,9 @@ func TestListsHideWhatMayNotBeCalled(t *testing.T) {
 			t.Fatalf("%s: %d %s (%v)", user, status, body, err)
 		}
 		count[user] = len(list.Result.Tools)
+		if public := strings.Contains(body, `"cacheScope":"public"`); public == (user == "one") {
+			t.Errorf("%s: a shared cache may keep it: %v", user, public)
+		}
 		if user == "one" && (count[user] != 1 || list.Result.Tools[0].Name != "echo") {
 			t.Errorf("%s sees %v", user, list.Result.Tools)
 		}

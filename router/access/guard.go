@@ -169,6 +169,9 @@ func (n *grant) hide(server string, reply *router.Reply) *router.Reply {
 		return reply
 	}
 	result["tools"] = list
+	if _, modern := result["cacheScope"]; modern { // it is this user's list, not for a shared cache
+		result["cacheScope"] = json.RawMessage(`"private"`)
+	}
 	body, err := json.Marshal(result)
 	if err != nil {
 		return reply
