@@ -25,8 +25,9 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 
 // lab is a node with a registry and a registrar, as `ripstop start` makes one.
 type lab struct {
-	node *fabric.Node
-	reg  *kv.Registry
+	node      *fabric.Node
+	reg       *kv.Registry
+	registrar *kv.Registrar
 }
 
 func newLab(t testing.TB) *lab {
@@ -36,8 +37,8 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
-	reg, _ := serveRegistry(t, n)
-	return &lab{n, reg}
+	reg, r := serveRegistry(t, n)
+	return &lab{n, reg, r}
 }
 
 // serveRegistry keeps the registry of n, as a node does.
