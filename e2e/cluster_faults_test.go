@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -134,13 +135,21 @@ func majorityLost(r *faultRun) {
 
 // allDown: every node ends, by kill -9 or gracefully, and all come back.
 func allDown(r *faultRun) {
-	how, end := "kill -9", r.kill
+	how, sig := "kill -9", syscall.SIGKILL
 	if r.seed%2 == 0 {
-		how, end = "SIGTERM", r.stop
+		how, sig = "SIGTERM", syscall.SIGTERM
 	}
 	r.fault(anything, how+" all", r.members...)
 	for _, m := range r.members {
-		end(m)
+		m.up = false
+		r.signal(m, sig)
+	}
+	begin := time.Now()
+	for _, m := range r.members {
+		if code := m.p.exit(r.t, 40*time.Second); sig == syscall.SIGTERM && code != 0 {
+			r.t.Errorf("node %s: exit %d after SIGTERM", m.name, code)
+		}
+		r.t.Logf("%s ended %s after %s", m.name, time.Since(begin).Round(time.Millisecond), how)
 	}
 	r.hold(time.Second)
 	r.back(anything, r.members...)

@@ -179,10 +179,23 @@ func (r *faultRun) current(nodes ...*member) {
 			}
 			r.calls++
 			if problem := m.callHTTP(ownServer(to.name), fmt.Sprintf("ready-%d", r.calls)); problem != "" {
-				r.wrong = append(r.wrong, "ready and yet: "+problem)
+				r.wrong = append(r.wrong, fmt.Sprintf("ready and yet: %s; it took %s more", problem, r.until(m, to)))
 			}
 		}
 	}
+}
+
+// until measures how long it takes until m serves the server of to.
+func (r *faultRun) until(m, to *member) time.Duration {
+	begin := time.Now()
+	for time.Since(begin) < currentIn {
+		r.calls++
+		if m.callHTTP(ownServer(to.name), fmt.Sprintf("ready-%d", r.calls)) == "" {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return time.Since(begin).Round(time.Millisecond)
 }
 
 // finish ends the load, checks everything and publishes.

@@ -50,6 +50,8 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	for _, m := range c.members {
+		begin := time.Now()
 		c.stop(m)
+		t.Logf("%s stopped in %s", m.name, time.Since(begin).Round(time.Millisecond))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -29,14 +30,26 @@ type secured struct {
 
 func startSecured(t testing.TB, ca string, args ...string) *secured {
 	t.Helper()
+	n := launchSecured(t, ca, args...)
+	n.greeted(t)
+	return n
+}
+
+// launchSecured starts a node that may have to wait for others.
+func launchSecured(t testing.TB, ca string, args ...string) *secured {
+	t.Helper()
 	full := append([]string{"start", "--nats-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--data-dir", filepath.Join(t.TempDir(), "data"), "--tls-ca", ca}, args...)
-	n := &secured{process: start(t, ripstop(t), full...), ca: ca}
+	return &secured{process: start(t, ripstop(t), full...), ca: ca}
+}
+
+// greeted waits for the greeting and takes the addresses from it.
+func (n *secured) greeted(t testing.TB) {
+	t.Helper()
 	n.nats = wordWith(n.expect(t, "MCP over NATS", 20*time.Second), "tls://")
 	n.http = strings.TrimSuffix(wordWith(n.expect(t, "/health", time.Second), "https://"), "/health")
 	if n.nats == "" || n.http == "" {
 		t.Fatal("the greeting does not say tls:// and https://")
 	}
-	return n
 }
 
 // client returns an HTTP client that believes the node's CA, with a connection
@@ -314,4 +327,31 @@ func TestCertificatesOfTheDocs(t *testing.T) {
 			t.Errorf("%v: exit %d", args, r.code)
 		}
 	}
+}
+
+// TestClusterOverTLS: three nodes whose listeners and routes all have TLS, from
+// two settings and a CA.
+func TestClusterOverTLS(t *testing.T) {
+	ca := tlstest.NewCA(t, "CA")
+	secret := writeFile(t, filepath.Join(t.TempDir(), "secret"), "a-secret-that-the-nodes-share")
+	peers := []string{reserveAddr(t), reserveAddr(t), reserveAddr(t)}
+	var nodes []*secured
+	for i, addr := range peers {
+		cert, key := ca.Issue(t, fmt.Sprintf("n%d", i+1))
+		nodes = append(nodes, launchSecured(t, ca.File, "--name", fmt.Sprintf("n%d", i+1), "--tls-cert", cert, "--tls-key", key,
+			"--secret-file", secret, "--cluster-addr", addr, "--peers", strings.Join(peers, ",")))
+	}
+	for _, n := range nodes {
+		n.greeted(t)
+	}
+	eventually(t, 30*time.Second, func() string {
+		if r := nodes[0].cli(t, "ls", "nodes", "-o", "json"); strings.Count(r.out, `"up"`) != 3 {
+			return r.out + r.err
+		}
+		return ""
+	})
+	for _, n := range nodes {
+		n.reload(t, "reloaded tokens, users and certificates")
+	}
+	nodes[1].cli(t, "status").ok(t).says(t, "healthy")
 }
