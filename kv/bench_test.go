@@ -3,8 +3,12 @@ package kv_test
 import (
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 	"testing"
 	"time"
+
+	"ripstop/kv"
 )
 
 // fill registers instances with a node, spread over servers.
@@ -106,4 +110,58 @@ func BenchmarkRegister(b *testing.B) {
 			b.ReportMetric(float64(i)/time.Since(start).Seconds(), "registrations/s-elsewhere")
 		})
 	}
+}
+
+// BenchmarkCluster registers 200 instances a second with the nodes of a cluster,
+// 10,000 being there, and reports how long the other nodes take to show them.
+func BenchmarkCluster(b *testing.B) {
+	const rate, standing = 200, 10_000
+	c := newCluster(b)
+	var nodes []*member
+	for i := range 3 {
+		nodes = append(nodes, c.start(i))
+	}
+	nodes[0].synced(b)
+	fill(b, nodes[0].node, standing, 1000)
+	all := func(n int) {
+		for _, m := range nodes {
+			within(b, time.Minute, func() string {
+				if m.Len() < n {
+					return fmt.Sprint(m.Len())
+				}
+				return ""
+			})
+		}
+	}
+	all(standing)
+	var mu sync.Mutex
+	begun := map[string]time.Time{}
+	var took []time.Duration
+	nodes[2].Watch(func(ch kv.Change) {
+		mu.Lock()
+		defer mu.Unlock()
+		if at, ok := begun[ch.Instance.Instance]; ok {
+			took = append(took, time.Since(at))
+			delete(begun, ch.Instance.Instance)
+		}
+	})
+	tick := time.NewTicker(time.Second / rate)
+	defer tick.Stop()
+	i := 0
+	for b.Loop() {
+		<-tick.C
+		n := nodes[i%2]
+		id := fmt.Sprintf("more%d", i)
+		mu.Lock()
+		begun[id] = time.Now()
+		mu.Unlock()
+		n.put(b, n.instance(fmt.Sprintf("server-%d", i%1000), id))
+		i++
+	}
+	all(standing + i)
+	mu.Lock()
+	defer mu.Unlock()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50-elsewhere")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99-elsewhere")
 }

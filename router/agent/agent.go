@@ -156,11 +156,19 @@ func (a *Agent) subscribe() error {
 // instance as a micro service. It waits for the registry's consent: another may
 // hold the name.
 func (a *Agent) join() error {
+	joined, err := a.subscribeShared()
+	if err != nil || !joined {
+		return err
+	}
+	return a.opts.Conn.Flush() // what is registered must be reachable
+}
+
+func (a *Agent) subscribeShared() (joined bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.asleep = false
 	if len(a.shared) > 0 || a.closed {
-		return nil
+		return false, nil
 	}
 	add := func(sub *nats.Subscription, err error) error {
 		if err == nil {
@@ -168,19 +176,16 @@ func (a *Agent) join() error {
 		}
 		return err
 	}
-	err := add(a.opts.Conn.QueueSubscribe(wire.ServerSubject(a.opts.Server), wire.QueueGroup, a.onRequest))
+	err = add(a.opts.Conn.QueueSubscribe(wire.ServerSubject(a.opts.Server), wire.QueueGroup, a.onRequest))
 	if err == nil {
 		err = a.subscribeMicro(add)
 	}
 	if err == nil {
-		err = a.opts.Conn.Flush() // what is registered must be reachable
-	}
-	if err == nil {
-		return nil
+		return true, nil
 	}
 	err = errors.Join(err, unsubscribe(a.shared))
 	a.shared = nil
-	return err
+	return false, err
 }
 
 // leave undoes join: another has the name.
