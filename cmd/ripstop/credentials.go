@@ -76,13 +76,19 @@ func (s clientSettings) explainTLS(err error) error {
 	f := &failure{code: exitUnreachable, what: "the fabric at " + s.URLs}
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
+	text := err.Error()
+	// In TLS 1.3 a client learns after the handshake that its certificate won't
+	// do; if it writes first, only that the connection is gone.
+	turnedAway := strings.Contains(text, "remote error: tls:") || strings.Contains(text, "closed by remote after TLS handshake")
 	switch {
 	case errors.As(err, &unknown):
 		f.why, f.try = "its certificate is signed by no CA that this command knows", "--tls-ca FILE, with the CA that has signed the node's certificate"
 	case errors.As(err, &name):
 		f.why, f.try = name.Error(), "--nats URL, with a name that stands in the node's certificate"
-	case strings.Contains(err.Error(), "certificate required"): // of the other side, as TLS puts it
+	case turnedAway && s.Cert == "":
 		f.why, f.try = "it demands a client certificate", "--tls-cert FILE --tls-key FILE"
+	case turnedAway:
+		f.why, f.try = "it refuses the certificate of --tls-cert: "+text, "--tls-cert FILE --tls-key FILE, signed by the CA that the node believes (its --tls-ca)"
 	case errors.Is(err, nats.ErrSecureConnWanted):
 		f.why, f.try = "it has no TLS", "--nats nats://…, without --tls-ca and --tls-cert; what is sent can be read on the way"
 	default:
