@@ -67,14 +67,14 @@ func TestJudge(t *testing.T) {
 		w := tt.w
 		w.Name, w.At, w.Until = "fault", at, 2*at
 		r := &faultRun{windows: []*window{&w, {}}}
-		problems := r.judge(traffic(tt.change))
-		got := strings.Join(problems, "\n")
+		late, wrong := r.judge(traffic(tt.change))
+		got := strings.Join(append(late, wrong...), "\n")
 		if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
 	r := &faultRun{windows: []*window{{}}, caught: []time.Duration{31 * time.Second}}
-	if got := r.judge(nil); len(got) != 1 || !strings.Contains(got[0], "current after") {
+	if got, _ := r.judge(nil); len(got) != 1 || !strings.Contains(got[0], "current after") {
 		t.Errorf("a node that caught up late: %q", got)
 	}
 }

@@ -42,7 +42,7 @@ const (
 	// On a machine that is this starved, how long something took says nothing:
 	// the longest time the test itself was held up, and the share of time in
 	// which a processor was idle.
-	starvedFor  = 100 * time.Millisecond
+	starvedFor  = 50 * time.Millisecond
 	starvedIdle = 0.05
 )
 
@@ -83,7 +83,9 @@ type outcome struct {
 	Class    string
 	Seed     uint64
 	Passed   bool
-	Invalid  string   `json:",omitempty"` // why the run proves nothing
+	Invalid  string   `json:",omitempty"` // why the run proves nothing: too little traffic
+	Starved  string   `json:",omitempty"` // why how long something took proves nothing
+	Late     []string // promises of time that were broken
 	Schedule []window // with what each fault cost
 	Counts   map[string]lab.Counts
 	Current  []time.Duration // restarted nodes, until current
@@ -198,25 +200,25 @@ func (r *faultRun) until(m, to *member) time.Duration {
 	return time.Since(begin).Round(time.Millisecond)
 }
 
-// finish ends the load, checks everything and publishes.
-func (r *faultRun) finish() {
+// finish ends the load and checks everything.
+func (r *faultRun) finish() (*outcome, []lab.Op) {
 	r.t.Helper()
 	r.fault(anything, "end")
 	ops := r.load.stop()
-	o := outcome{Class: r.class, Seed: r.seed, Counts: lab.Count(ops), Current: r.caught, Errors: lab.Errors(ops, 12), Stall: r.stall.Stop()}
+	o := &outcome{Class: r.class, Seed: r.seed, Counts: lab.Count(ops), Current: r.caught, Errors: lab.Errors(ops, 12), Stall: r.stall.Stop()}
 	if err := r.floor(ops); err != nil {
 		o.Invalid = err.Error()
 	}
 	o.Idle = lab.ReadCPU().IdleSince(r.cpu)
-	late := r.judge(ops)
-	if (o.Stall > starvedFor || o.Idle < starvedIdle) && o.Invalid == "" && len(late) > 0 {
-		o.Invalid = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
+	late, wrong := r.judge(ops)
+	if o.Late = late; (o.Stall > starvedFor || o.Idle < starvedIdle) && len(late) > 0 {
+		o.Starved = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
 	}
-	o.Problems = append(append(r.wrong, late...), r.invariants(ops, &o)...)
+	o.Problems = append(append(r.wrong, wrong...), r.invariants(ops, o)...)
 	for _, w := range r.windows[:len(r.windows)-1] {
 		o.Schedule = append(o.Schedule, *w)
 	}
-	r.publish(&o, ops)
+	return o, ops
 }
 
 // floor checks that there was traffic in every stream before the first fault.
@@ -250,32 +252,31 @@ func isWrite(op lab.Op) bool { return op.Kind == kindPut }
 
 // judge measures each window and holds it against its bounds. Under the race
 // detector a node is several times slower: what it takes is only published.
-func (r *faultRun) judge(ops []lab.Op) []string {
-	var problems []string
+func (r *faultRun) judge(ops []lab.Op) (late, wrong []string) {
 	for _, w := range r.windows[:len(r.windows)-1] {
 		w.measure(ops)
 		if os.Getenv("RIPSTOP_E2E_RACE") != "" {
 			w.bounds.calls, w.bounds.writes = 0, 0
 		}
 		if b := w.bounds.calls; b > 0 && w.Calls > b {
-			problems = append(problems, fmt.Sprintf("%s at %s: calls to servers on living nodes failed or were silent for %s, want less than %s (%s)", w.Name, w.At.Round(time.Millisecond), w.Calls.Round(time.Millisecond), b, w.Worst))
+			late = append(late, fmt.Sprintf("%s at %s: calls to servers on living nodes failed or were silent for %s, want less than %s (%s)", w.Name, w.At.Round(time.Millisecond), w.Calls.Round(time.Millisecond), b, w.Worst))
 		}
 		if b := w.bounds.writes; b > 0 && w.Writes > b {
-			problems = append(problems, fmt.Sprintf("%s at %s: registrations at living nodes were silent for %s, want less than %s", w.Name, w.At.Round(time.Millisecond), w.Writes.Round(time.Millisecond), b))
+			late = append(late, fmt.Sprintf("%s at %s: registrations at living nodes were silent for %s, want less than %s", w.Name, w.At.Round(time.Millisecond), w.Writes.Round(time.Millisecond), b))
 		}
 		if b := w.bounds.failed; b >= 0 && w.Failed > b {
-			problems = append(problems, fmt.Sprintf("%s at %s: %d calls failed, want %d", w.Name, w.At.Round(time.Millisecond), w.Failed, b))
+			wrong = append(wrong, fmt.Sprintf("%s at %s: %d calls failed, want %d", w.Name, w.At.Round(time.Millisecond), w.Failed, b))
 		}
-		for _, wrong := range w.Wrong {
-			problems = append(problems, fmt.Sprintf("%s at %s: %s", w.Name, w.At.Round(time.Millisecond), wrong))
+		for _, what := range w.Wrong {
+			wrong = append(wrong, fmt.Sprintf("%s at %s: %s", w.Name, w.At.Round(time.Millisecond), what))
 		}
 	}
 	for _, took := range r.caught {
 		if took > currentIn {
-			problems = append(problems, fmt.Sprintf("a restarted node was current after %s, want less than %s", took, currentIn))
+			late = append(late, fmt.Sprintf("a restarted node was current after %s, want less than %s", took, currentIn))
 		}
 	}
-	return problems
+	return late, wrong
 }
 
 // measure looks at streams to targets that live. Silence counts from half a
@@ -357,7 +358,7 @@ func (r *faultRun) publish(o *outcome, ops []lab.Op) {
 		o.Load, _, _ = strings.Cut(string(load), " ")
 	}
 	o.Took = time.Since(r.began)
-	o.Passed = len(o.Problems) == 0 && o.Invalid == ""
+	o.Passed = len(o.Problems)+len(o.Late) == 0 && o.Invalid == ""
 	if !o.Passed {
 		for _, m := range r.members {
 			r.save(m)
@@ -378,9 +379,13 @@ func (r *faultRun) publish(o *outcome, ops []lab.Op) {
 	if o.Invalid != "" {
 		r.t.Errorf("invalid run: %s", o.Invalid)
 	}
-	for i, p := range o.Problems {
+	if o.Starved != "" {
+		r.t.Errorf("%s; %d tries", o.Starved, tries)
+	}
+	problems := append(o.Late, o.Problems...)
+	for i, p := range problems {
 		if i == 20 {
-			r.t.Errorf("and %d more", len(o.Problems)-i)
+			r.t.Errorf("and %d more", len(problems)-i)
 			break
 		}
 		r.t.Error(p)
@@ -395,9 +400,9 @@ func (r *faultRun) publish(o *outcome, ops []lab.Op) {
 func (o *outcome) line() string {
 	verdict := "pass"
 	switch {
-	case o.Invalid != "":
+	case o.Invalid != "" || o.Starved != "" && len(o.Problems) == 0:
 		verdict = "INVALID"
-	case !o.Passed:
+	case len(o.Problems)+len(o.Late) > 0:
 		verdict = "FAIL"
 	}
 	var steps, counts []string
