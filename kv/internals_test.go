@@ -1,5 +1,7 @@
 package kv
 
+import "maps"
+
 // What tests reach into, so that faults can be made.
 
 // Deafen cuts the index off from its feed until the returned function is called.
@@ -40,4 +42,19 @@ func Crash(r *Registrar) {
 	r.cancel()
 	r.wg.Wait()
 	r.unwatch()
+}
+
+// Ahead makes the index believe that it has seen n more sequences.
+func Ahead(r *Registry, n uint64) {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	r.index.seq += n
+	r.index.seen = r.index.seq
+}
+
+// Revisions returns the revision of every key in the index.
+func Revisions(r *Registry) map[string]uint64 {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	return maps.Clone(r.index.revs)
 }

@@ -22,10 +22,10 @@ const (
 	// fullEvery passes, every key is compared: nothing but the last one's
 	// sequence tells otherwise.
 	fullEvery = 20
-	// wentBackLimit is how often the leader must say that the sequence went back
-	// before the index believes it: a leader that was cut off, and does not know
-	// yet, says so too.
-	wentBackLimit = 3
+	// wentBackAfter is for how long the leader must say that the sequence went
+	// back before the index believes it: a leader that was cut off says so too,
+	// until it notices (1 s with timing lan).
+	wentBackAfter = 3 * time.Second
 )
 
 var (
@@ -36,23 +36,24 @@ var (
 // keepComparing runs passes: at once, every so often, when asked, and after one
 // that failed.
 func (ix *Index) keepComparing() {
-	var full, backs int
+	full := 0
+	var back time.Time // when the sequence was first said to have gone back
 	retry := time.Duration(0)
 	for {
 		begun := time.Now()
-		waiting, err := ix.pass(full%fullEvery == 0, backs >= wentBackLimit)
+		waiting, err := ix.pass(full%fullEvery == 0, !back.IsZero() && time.Since(back) > wentBackAfter)
 		for _, w := range waiting {
 			w <- err
 		}
 		wait := jitter(ix.opts.Every)
 		switch {
 		case err == nil:
-			full, backs, retry = full+1, 0, 0
+			full, back, retry = full+1, time.Time{}, 0
 		case ix.ctx.Err() != nil:
 			return
 		default:
-			if errors.Is(err, errWentBack) {
-				backs++
+			if errors.Is(err, errWentBack) && back.IsZero() {
+				back = begun
 			}
 			retry = min(max(2*retry, passRetry), passRetryMost)
 			if errors.Is(err, errBehind) {
