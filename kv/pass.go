@@ -142,17 +142,17 @@ func (ix *Index) compare(ctx context.Context, seq uint64, full, believe bool) er
 	last := info.State.LastSeq
 	switch {
 	case ix.created.IsZero():
-		err = ix.replace(ctx, last, false)
+		err = ix.replace(ctx, last, 0)
 	case !info.Created.Equal(ix.created):
 		ix.log.Warn("the bucket was made anew; the index follows", "created", info.Created)
-		err = ix.replace(ctx, last, true)
+		err = ix.replace(ctx, last, seq)
 	case last < seq && !believe:
 		err = fmt.Errorf("%w: from %d to %d", errWentBack, seq, last)
 	case last < seq:
 		ix.log.Warn("the bucket lost its newest revisions; the index follows", "from", seq, "to", last)
-		err = ix.replace(ctx, last, true)
+		err = ix.replace(ctx, last, seq)
 	case full:
-		err = ix.replace(ctx, last, false)
+		err = ix.replace(ctx, last, 0)
 	default:
 		err = ix.catchUp(ctx, last)
 	}
@@ -223,9 +223,11 @@ func (ix *Index) reach(ctx context.Context, reached, last uint64) (uint64, error
 }
 
 // replace compares every key with the bucket, whose leader says that last is its
-// last sequence. anew is for a bucket with another history: then what was known
-// counts for nothing.
-func (ix *Index) replace(ctx context.Context, last uint64, anew bool) error {
+// last sequence. old is for a bucket with another history: then what was known
+// up to that sequence, when this began, counts for nothing. What was heard since
+// is the new one's.
+func (ix *Index) replace(ctx context.Context, last, old uint64) error {
+	anew := old > 0
 	var all []Entry
 	reached, err := ix.fetch(ctx, 1, func(batch []Entry) { all = append(all, batch...) })
 	if err != nil {
@@ -247,13 +249,13 @@ func (ix *Index) replace(ctx context.Context, last uint64, anew bool) error {
 	}
 	var gone []Entry
 	for key, rev := range ix.revs {
-		if !there[key] && (anew || rev <= reached) {
+		if !there[key] && rev <= max(old, reached) {
 			gone = append(gone, Entry{Key: key, Rev: max(rev, reached), Gone: true})
 			delete(ix.revs, key)
 		}
 	}
 	if anew {
-		ix.forget()
+		ix.forget(old)
 	}
 	if ix.store != nil {
 		for _, e := range gone {
@@ -276,14 +278,22 @@ func (ix *Index) replace(ctx context.Context, last uint64, anew bool) error {
 	return nil
 }
 
-// forget makes the index take whatever it hears next for news. The caller holds
-// ix.mu.
-func (ix *Index) forget() {
-	clear(ix.revs)
+// forget makes the index take whatever it hears next of what it knew up to
+// sequence old for news. The caller holds ix.mu.
+func (ix *Index) forget(old uint64) {
+	for key, rev := range ix.revs {
+		if rev <= old {
+			delete(ix.revs, key)
+		}
+	}
 	clear(ix.dead)
 	ix.seq, ix.seen, ix.runFrom = 0, 0, 0
 	ix.rewrite = true
-	clear(ix.dirty)
+	for key, e := range ix.dirty {
+		if e.Rev <= old {
+			delete(ix.dirty, key)
+		}
+	}
 	ix.Kick() // updates heard meanwhile may have been taken for old ones
 }
 
