@@ -168,7 +168,7 @@ func (r *Registrar) Pending() int {
 }
 
 // closeTimeout bounds how long Close tries to clear the bucket.
-const closeTimeout = 2 * time.Second
+const closeTimeout = time.Second
 
 // Close stops serving agents and takes this node's instances out of the
 // registry, of the bucket too if it can be written now.
