@@ -165,15 +165,19 @@ func clusterOptions(so *server.Options, c *Cluster, region string) error {
 
 func clusterName(region string) string { return "ripstop-" + region }
 
-// password is what routes authenticate with. It differs with the region and
-// with who may vote, so that a node which was told otherwise can't join, and
-// form a second history.
+// Generation counts how often a region's history was forced or rebuilt. Buckets
+// and the credentials of routes carry it: a server of an older one can't join.
+const Generation = 1
+
+// password is what routes authenticate with. It differs with the region, its
+// generation and who may vote, so that a node which was told otherwise can't
+// join, and form a second history.
 func (c *Cluster) password(region string) string {
 	voters := c.Voters
 	if len(voters) == 0 {
 		voters = c.Peers
 	}
 	mac := hmac.New(sha256.New, []byte(c.Secret))
-	fmt.Fprintf(mac, "route\n%s\n%s", region, strings.Join(slices.Sorted(slices.Values(voters)), "\n")) // a hash takes everything
+	fmt.Fprintf(mac, "route\n%s\ng%d\n%s", region, Generation, strings.Join(slices.Sorted(slices.Values(voters)), "\n")) // a hash takes everything
 	return hex.EncodeToString(mac.Sum(nil))
 }
