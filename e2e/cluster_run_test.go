@@ -85,7 +85,7 @@ type outcome struct {
 	Passed   bool
 	Invalid  string   `json:",omitempty"` // why the run proves nothing: too little traffic
 	Starved  string   `json:",omitempty"` // why how long something took proves nothing
-	Late     []string // promises of time that were broken
+	Late     []string // promises that were broken and that hang on time: of gaps, and of calls that nobody gave up
 	Schedule []window // with what each fault cost
 	Counts   map[string]lab.Counts
 	Current  []time.Duration // restarted nodes, until current
@@ -265,7 +265,7 @@ func (r *faultRun) judge(ops []lab.Op) (late, wrong []string) {
 			late = append(late, fmt.Sprintf("%s at %s: registrations at living nodes were silent for %s, want less than %s", w.Name, w.At.Round(time.Millisecond), w.Writes.Round(time.Millisecond), b))
 		}
 		if b := w.bounds.failed; b >= 0 && w.Failed > b {
-			wrong = append(wrong, fmt.Sprintf("%s at %s: %d calls failed, want %d", w.Name, w.At.Round(time.Millisecond), w.Failed, b))
+			late = append(late, fmt.Sprintf("%s at %s: %d calls failed, want %d", w.Name, w.At.Round(time.Millisecond), w.Failed, b))
 		}
 		for _, what := range w.Wrong {
 			wrong = append(wrong, fmt.Sprintf("%s at %s: %s", w.Name, w.At.Round(time.Millisecond), what))
