@@ -83,6 +83,8 @@ func (c *Cluster) check() error {
 	switch {
 	case len(c.Peers) == 0:
 		return errors.New("a cluster needs --peers: the cluster addresses of its nodes, this one among them")
+	case n == 1 && len(c.Voters) == 0 && peers[0].IsName():
+		return fmt.Errorf("--peers %s is one DNS name, which may stand for many nodes: say who votes, with --voters n1,n2,n3", c.Peers[0])
 	case n == 1:
 		return fmt.Errorf("%s names one node: a cluster of one elects nobody; name 3 or 5, or leave --cluster-addr out for a node on its own", what)
 	case n == 2:

@@ -110,6 +110,7 @@ func TestClusterRefuses(t *testing.T) {
 	}{
 		"no peers":    {fabric.Cluster{Addr: "127.0.0.1:0"}, "--peers"},
 		"one":         {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three[:1]}, "elects nobody"},
+		"one name":    {fabric.Cluster{Addr: "127.0.0.1:0", Peers: []string{"nodes.example:6222"}}, "--voters"},
 		"two":         {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three[:2]}, "name 3 or 5"},
 		"four voters": {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three, Voters: []string{"a", "b", "c", "d"}}, "3 or 5"},
 		"voter twice": {fabric.Cluster{Addr: "127.0.0.1:0", Peers: three, Voters: []string{"a", "b", "a"}}, "twice"},

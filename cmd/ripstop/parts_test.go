@@ -182,3 +182,26 @@ func TestAge(t *testing.T) {
 		}
 	}
 }
+
+func TestOrdinals(t *testing.T) {
+	for _, tt := range []struct {
+		voters string
+		name   string
+		want   string
+		fails  bool
+	}{
+		{"n1,n2,n3", "n9", "n1,n2,n3", false},
+		{"n1", "n1", "n1", false}, // refused later, as one voter
+		{"3", "ripstop-4", "ripstop-0,ripstop-1,ripstop-2", false},
+		{"3", "eu-west-ripstop-0", "eu-west-ripstop-0,eu-west-ripstop-1,eu-west-ripstop-2", false},
+		{"3", "n1", "", true},
+		{"3", "-1", "", true},
+		{"3", "", "", true},
+		{"0", "ripstop-0", "", true},
+	} {
+		got, err := ordinals(strings.Split(tt.voters, ","), tt.name)
+		if (err != nil) != tt.fails || err == nil && strings.Join(got, ",") != tt.want {
+			t.Errorf("ordinals(%q, %q) = %v, %v; want %q", tt.voters, tt.name, got, err, tt.want)
+		}
+	}
+}

@@ -42,7 +42,7 @@ var nodeSettingsList = []setting{
 	{"cluster-addr", "", "listen here for the other nodes of a cluster; empty runs a node on its own", "10.0.0.5:6222"},
 	{"cluster-advertise", "", "host:port at which the other nodes reach --cluster-addr, if it differs", "n1.example.com:6222"},
 	{"peers", []string{}, "cluster addresses of the nodes, this one's among them; a DNS name may stand for many", "a:6222,b:6222,c:6222"},
-	{"voters", []string{}, "names of the 3 or 5 nodes that vote first; default: the nodes at --peers", "n1,n2,n3"},
+	{"voters", []string{}, "names of the 3 or 5 nodes that vote first, or their number where names end in ordinals (3 with --name ripstop-4: ripstop-0 to ripstop-2); default: the nodes at --peers", "n1,n2,n3"},
 	{"timing", "lan", "how soon faults are noticed: lan, wan or stock; the same on every node", "wan"},
 	{"secret-file", "", "file with the secret that the nodes of a cluster share", "/etc/ripstop/secret"},
 	{"node-check-interval", 5 * time.Second, "how often the other nodes are checked; what happens to their routes is seen at once", "2s"},
@@ -260,10 +260,37 @@ func (l *loaded) cluster(insecure bool, bad complain) *fabric.Cluster {
 		return nil
 	}
 	c.TLS = l.routeTLS(bad)
+	if c.Voters, err = ordinals(c.Voters, v.GetString("name")); err != nil {
+		bad("voters", "%v", err)
+	}
 	if err := checkListen(c.Addr, c.Secret != "" || insecure, "anyone could join the cluster", "--secret-file"); err != nil {
 		bad("cluster-addr", "%v", err)
 	}
 	return c
+}
+
+// ordinals turns a number of voters into the names that a StatefulSet gives its
+// first pods; other lists stay as they are.
+func ordinals(voters []string, name string) ([]string, error) {
+	if len(voters) != 1 {
+		return voters, nil
+	}
+	n, err := strconv.Atoi(voters[0])
+	if err != nil {
+		return voters, nil // a name
+	}
+	at := strings.LastIndexByte(name, '-')
+	if _, err := strconv.Atoi(name[at+1:]); err != nil || at < 1 {
+		return nil, fmt.Errorf("%d counts nodes by the ordinals of their names, and --name %q does not end in one, such as ripstop-0; name the voters instead", n, name)
+	}
+	if n < 1 || n > 99 {
+		return nil, fmt.Errorf("%d voters: 3 or 5 nodes vote", n)
+	}
+	names := make([]string, n)
+	for i := range names {
+		names[i] = name[:at+1] + strconv.Itoa(i)
+	}
+	return names, nil
 }
 
 // list reads a list, also where the environment gives it with commas.
