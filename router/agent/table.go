@@ -20,6 +20,7 @@ type table struct {
 	mu    sync.Mutex
 	calls map[*flight]struct{}
 	named map[string]*flight
+	plain int           // calls that can be neither cancelled nor told anything
 	armed bool          // the sweep timer is running
 	empty chan struct{} // closed when no call is left, while someone drains
 }
@@ -47,6 +48,12 @@ func (t *table) init(a *Agent) {
 
 // enter registers a call; done must be called when it is over.
 func (t *table) enter(in *wire.Inbound, to string) (ctx context.Context, done func()) {
+	if in.Token == "" && !in.Frames { // a plain request: what it costs beyond the call itself is a count
+		t.mu.Lock()
+		t.plain++
+		t.mu.Unlock()
+		return t.a.ctx, t.leavePlain
+	}
 	ctx, cancel := context.WithCancel(t.a.ctx)
 	now := time.Now()
 	f := &flight{token: in.Token, to: to, frames: in.Frames, stream: in.Op == router.OpListen || in.Method() == "subscriptions/listen", cancel: cancel, said: now, kept: now}
@@ -68,10 +75,22 @@ func (t *table) enter(in *wire.Inbound, to string) (ctx context.Context, done fu
 		if t.named[f.token] == f {
 			delete(t.named, f.token)
 		}
-		if len(t.calls) == 0 && t.empty != nil {
-			close(t.empty)
-			t.empty = nil
-		}
+		t.left()
+	}
+}
+
+func (t *table) leavePlain() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.plain--
+	t.left()
+}
+
+// left tells who drains when no call is left. The lock is held.
+func (t *table) left() {
+	if len(t.calls)+t.plain == 0 && t.empty != nil {
+		close(t.empty)
+		t.empty = nil
 	}
 }
 
@@ -132,7 +151,7 @@ func (t *table) drain(ctx context.Context) {
 			f.cancel()
 		}
 	}
-	if len(t.calls) == 0 {
+	if len(t.calls)+t.plain == 0 {
 		t.mu.Unlock()
 		return
 	}
