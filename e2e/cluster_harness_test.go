@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -129,24 +130,28 @@ func (c *cluster) join(name string) *member {
 	return m
 }
 
-// taken are addresses given out by this process: the kernel may offer one again
-// before it is used.
+// taken are addresses given out by this process.
 var taken = map[string]bool{}
 
+// reserveAddr returns an address that is free, and stays so while a node is
+// down: below the ports that the kernel gives to connections and to whoever asks
+// for any (ip_local_port_range, from 32768 by default).
 func reserveAddr(t testing.TB) string {
 	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
-		addr := l.Addr().String()
 		l.Close()
 		if !taken[addr] {
 			taken[addr] = true
 			return addr
 		}
 	}
+	t.Fatal("no free port between 12000 and 32000")
+	return ""
 }
 
 // start starts m's process, again if it has ended. It does not wait until the

@@ -48,10 +48,11 @@ func (r *faultRun) quiet() error {
 // replicas ends every node with kill -9 and reads what each has on its disk:
 // a direct get would be answered by any replica.
 func (r *faultRun) replicas() (map[string]map[string]lab.Entry, error) {
+	for _, m := range r.members { // at once: the living would clear away what the dead had registered
+		r.pause(m)
+	}
 	for _, m := range r.members {
-		if m.up {
-			r.kill(m)
-		}
+		r.kill(m)
 	}
 	out := map[string]map[string]lab.Entry{}
 	var errs []error
