@@ -322,4 +322,3 @@ func (r *faultRun) contention(ops []lab.Op) []lab.Op {
 	}
 	return r.load.feed.settle(held)
 }
-

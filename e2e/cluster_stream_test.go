@@ -109,4 +109,3 @@ func (c *cluster) leader() *member {
 	})
 	return leader
 }
-
