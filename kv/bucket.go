@@ -106,6 +106,7 @@ type Bucket struct {
 	name   string
 	stream string
 	prefix string // of the subjects of keys
+	window window
 }
 
 // NewBucket returns the bucket that cfg describes, reached through nc. Nothing
@@ -289,9 +290,14 @@ func (b *Bucket) Purge(ctx context.Context, key string, base uint64) error {
 func (b *Bucket) publish(ctx context.Context, msg *nats.Msg, base uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	leave, err := b.window.enter(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("not written: earlier writes are not answered: %w", err)
+	}
 	msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(base, 10))
 	msg.Header.Set(jetstream.ExpectedStreamHeader, b.stream)
 	ack, err := b.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+	leave(err == nil || conflict(err))
 	if conflict(err) {
 		return 0, ErrConflict
 	}

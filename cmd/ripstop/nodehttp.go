@@ -107,13 +107,13 @@ func (n *node) health(w http.ResponseWriter, _ *http.Request) {
 // registered, and 503 while it drains.
 func (n *node) readiness(w http.ResponseWriter, _ *http.Request) {
 	s, gateErr := n.state()
-	switch waiting := n.unregistered(); {
+	switch waiting, lacks := n.unregistered(), n.catchingUp(); {
 	case n.draining.Load():
 		s.Status, s.Reason = "draining", "the node is shutting down"
 	case gateErr != nil:
 		s.Status, s.Reason = "starting", gateErr.Error()
-	case n.catchingUp():
-		s.Status, s.Reason = "starting", "replicas on this node still catch up"
+	case lacks != "":
+		s.Status, s.Reason = "starting", lacks
 	case waiting != "":
 		s.Status, s.Reason = "starting", "server "+waiting+" is not registered yet"
 	}

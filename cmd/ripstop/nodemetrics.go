@@ -71,7 +71,36 @@ func (l *replicaLag) age(now time.Time) time.Duration {
 // ready: under load each lacks the last entries for a moment.
 const lagBearable = time.Second
 
-func (n *node) catchingUp() bool { return n.lag.age(time.Now()) > lagBearable }
+// newRoute is for how long a node waits for the one at the other end of a route
+// to be found up. One that is not by then has a problem of its own.
+const newRoute = 5 * time.Second
+
+// catchingUp says what this node still lacks to serve as well as the others; ""
+// if nothing.
+func (n *node) catchingUp() string {
+	switch {
+	case n.lag.age(time.Now()) > lagBearable:
+		return "replicas on this node still catch up"
+	case n.fabric.Clustered() && n.registry.Stale():
+		return "the registry on this node is not known to be current"
+	case n.fabric.Clustered() && n.registrar.Pending() > 0:
+		return "not all registrations of this node are in the bucket"
+	}
+	routes, w := n.fabric.Routes(), n.nodes.Load()
+	if routes == nil || w == nil {
+		return ""
+	}
+	up := map[string]bool{}
+	for _, s := range w.View() {
+		up[s.Name] = s.State == failover.Up
+	}
+	for _, p := range routes.Peers() {
+		if !up[p.Name] && time.Since(p.Since) < newRoute {
+			return "node " + p.Name + " has a route and is not used yet"
+		}
+	}
+	return ""
+}
 
 // gateCollector says in which state the write gate is, as one series a state.
 type gateCollector struct {

@@ -111,9 +111,12 @@ const settleAfter = 15 * time.Second
 func (n *node) goneNodes(view []failover.NodeState) []string {
 	up := map[string]bool{n.fabric.Name(): true}
 	gone := map[string]bool{}
+	for _, p := range n.fabric.Routes().Peers() {
+		up[p.Name] = true // it comes back: its records are its own to mend
+	}
 	for _, s := range view {
 		up[s.Name] = up[s.Name] || s.State == failover.Up
-		if s.State == failover.Down && s.Cause != failover.NeverSeen {
+		if s.State == failover.Down && s.Cause != failover.NeverSeen && !up[s.Name] {
 			gone[s.Name] = true
 		}
 	}
@@ -138,6 +141,7 @@ func (n *node) followRoutes(routes *raft.Watcher, w *nodes.Runner) {
 		}
 		if e.Kind == raft.Up {
 			n.metPeers.Store(true)
+			n.registry.NodeBack(e.Peer.Name) // it can be reached; whether it is well, a call will tell
 			w.RouteUp(e.Peer.Name)
 		} else {
 			w.RouteDown(e.Peer.Name, e.Dead)
@@ -196,7 +200,7 @@ func (n *node) report() failover.Report {
 	}
 	var why error
 	r.Gate, why = n.gate()
-	r.Ready = !r.Draining && why == nil && n.unregistered() == "" && !n.catchingUp()
+	r.Ready = !r.Draining && why == nil && n.unregistered() == "" && n.catchingUp() == ""
 	for _, err := range []error{why, n.fabric.StorageError()} {
 		if err != nil {
 			r.Problems = append(r.Problems, err.Error())
@@ -207,6 +211,7 @@ func (n *node) report() failover.Report {
 
 // errMinority says why a node does not write.
 var (
+	errFirst    = errors.New("no leader was elected yet: a new cluster elects its first one when all its voters have come")
 	errMinority = errors.New("no leader is known: this node is on a side of a partition without the majority of the votes, or too many voters are down")
 	errAlone    = errors.New("no other node of the cluster has been reached since the start")
 )
@@ -222,6 +227,8 @@ func (n *node) gate() (state string, why error) {
 		return failover.GateWritable, nil
 	case n.fabric.Voter() && len(routes.Peers()) == 0 && !n.metPeers.Load():
 		return failover.GateStandalone, errAlone
+	case n.fabric.Voter() && len(n.fabric.Roster()) == 0:
+		return failover.GateReadOnly, errFirst
 	case n.fabric.Voter():
 		return failover.GateReadOnly, errMinority
 	}
