@@ -85,11 +85,11 @@ func TestFaults(t *testing.T) {
 					r := newRun(t, class.name, seed, class.opts)
 					class.run(r)
 					o, ops := r.finish()
-					if o.Starved == "" || len(o.Problems) > 0 || try == tries {
+					if again := o.Starved != "" || len(o.Late) > 0 && !full(); !again || len(o.Problems) > 0 || try == tries {
 						r.publish(o, ops)
 						return
 					}
-					t.Logf("not counted: %s\n%s", o.Starved, o.line())
+					t.Logf("not counted: %s %q\n%s", o.Starved, o.Late, o.line())
 					r.close()
 				}
 			})

@@ -71,6 +71,7 @@ type faultRun struct {
 	caught  []time.Duration // how long restarted nodes took to be current
 	calls   int             // made by the run itself
 	wrong   []string        // seen while it ran
+	early   []string        // nodes that said ready too soon
 	began   time.Time
 }
 
@@ -155,7 +156,7 @@ func (r *faultRun) current(nodes ...*member) {
 			}
 			r.calls++
 			if problem := m.callHTTP(ownServer(to.name), fmt.Sprintf("ready-%d", r.calls)); problem != "" {
-				r.wrong = append(r.wrong, fmt.Sprintf("ready and yet: %s; it took %s more", problem, r.until(m, to)))
+				r.early = append(r.early, fmt.Sprintf("ready and yet: %s; it took %s more", problem, r.until(m, to)))
 			}
 		}
 	}
@@ -185,6 +186,7 @@ func (r *faultRun) finish() (*outcome, []lab.Op) {
 	}
 	o.Idle = lab.ReadCPU().IdleSince(r.cpu)
 	late, wrong := r.judge(ops)
+	late = append(late, r.early...)
 	if o.Late = late; (o.Stall > starvedFor || o.Idle < starvedIdle) && len(late) > 0 {
 		o.Starved = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
 	}
@@ -232,6 +234,7 @@ func (r *faultRun) judge(ops []lab.Op) (late, wrong []string) {
 		if os.Getenv("RIPSTOP_E2E_RACE") != "" {
 			w.bounds.calls, w.bounds.writes = 0, 0
 		}
+		w.bounds = w.bounds.slackened()
 		if b := w.bounds.calls; b > 0 && w.Calls > b {
 			late = append(late, fmt.Sprintf("%s at %s: calls to servers on living nodes failed or were silent for %s, want less than %s (%s)", w.Name, w.At.Round(time.Millisecond), w.Calls.Round(time.Millisecond), b, w.Worst))
 		}
@@ -251,6 +254,24 @@ func (r *faultRun) judge(ops []lab.Op) (late, wrong []string) {
 		}
 	}
 	return late, wrong
+}
+
+// Nothing is known of the machine that runs CI: there a bound finds what is
+// broken, not what is slow. The full suite takes each promise at its word.
+const (
+	slackTimes  = 3
+	slackFailed = 5
+)
+
+func (b bounds) slackened() bounds {
+	if full() {
+		return b
+	}
+	b.calls, b.writes = slackTimes*b.calls, slackTimes*b.writes
+	if b.failed >= 0 {
+		b.failed += slackFailed
+	}
+	return b
 }
 
 // measure looks at streams to targets that live. Silence counts from half a
