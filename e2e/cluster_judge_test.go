@@ -32,7 +32,7 @@ func traffic(f func(op *lab.Op)) []lab.Op {
 func TestJudge(t *testing.T) {
 	t.Setenv("RIPSTOP_E2E_RACE", "")
 	t.Setenv("RIPSTOP_E2E", "full") // no slack
-	const at = time.Second // of the fault; it lasts a second
+	const at = time.Second          // of the fault; it lasts a second
 	fault := func(from, to time.Duration, match func(op *lab.Op) bool) func(op *lab.Op) {
 		return func(op *lab.Op) {
 			if op.Call >= from && op.Call < to && match(op) {
