@@ -9,6 +9,9 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// ErrRefused: a node has answered, and will not do what it was asked for.
+var ErrRefused = errors.New("refused")
+
 // RegistryClient asks a node's registrar, over NATS.
 type RegistryClient struct{ Conn *nats.Conn }
 
@@ -75,7 +78,7 @@ func (c RegistryClient) ask(ctx context.Context, subject string, what any) (answ
 	case a.Held != nil:
 		return a, a.Held
 	case a.Error != "":
-		return a, fmt.Errorf("ask %s: %s", subject, a.Error)
+		return a, fmt.Errorf("ask %s: %w: %s", subject, ErrRefused, a.Error)
 	}
 	return a, nil
 }

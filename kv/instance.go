@@ -30,8 +30,9 @@ type Instance struct {
 	Eras      []string  `json:"eras,omitempty"`  // legacy, modern; empty until probed
 	Kinds     []string  `json:"kinds,omitempty"` // tools, resources, prompts; empty until probed
 	Info      Info      `json:"info"`
-	Software  string    `json:"software"` // version of ripstop the agent runs
-	Wire      int       `json:"wire"`     // wire version it speaks
+	Software  string    `json:"software"`           // version of ripstop the agent runs
+	Wire      int       `json:"wire"`               // newest wire version it speaks; 0 = 1
+	WireMin   int       `json:"wire_min,omitempty"` // oldest; 0 = Wire
 	Started   time.Time `json:"started"`
 	Problem   string    `json:"problem,omitempty"` // why its server could not be asked what it is
 	Scope     string    `json:"scope"`             // global or local; "" = global

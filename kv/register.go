@@ -81,6 +81,11 @@ func (r *Registrar) check(i *Instance) error {
 	if i.Standby && !i.Exclusive {
 		return errors.New("only an exclusive registration can stand by")
 	}
+	if r.opts.Speaks != nil {
+		if err := r.opts.Speaks(i); err != nil {
+			return err
+		}
+	}
 	i.Schema, i.Node = recordSchema, r.reg.opts.Node
 	intern(i)
 	return nil

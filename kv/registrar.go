@@ -61,7 +61,11 @@ type RegistrarOptions struct {
 	Incarnation uint64          // counts this node's starts, for mutation ids
 	Open        func(Conn) bool // whether the server still has a connection; true when that can't be known
 	SweepEvery  time.Duration   // 0 = 5 s
-	Logger      *slog.Logger
+
+	// Speaks says why an instance can't be spoken with, as when it speaks
+	// another wire version; it is refused then. nil = all can.
+	Speaks func(*Instance) error
+	Logger *slog.Logger
 }
 
 // Registrar keeps the registry's records of the instances attached to this

@@ -37,6 +37,8 @@ type Error struct {
 	Text   string
 	Data   json.RawMessage // nil = none
 	Stream bool            // as in [Reply]: the backend had begun an event stream
+
+	routed string // the server whose instances a Router has tried in vain
 }
 
 func (e *Error) Error() string { return e.Text }

@@ -5,15 +5,32 @@ import (
 	"errors"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"ripstop/kv"
 )
 
-// Directory knows the instances of the fabric; kv.Registry is one.
+// Directory knows the instances of the fabric; kv.Registry is one. The slices
+// it returns are sorted by instance id and replaced, never changed.
 type Directory interface {
 	Instances(server string) []*kv.Instance
 	Servers() []string
+}
+
+// Nodes says which nodes take new work: those that are up and neither unhealthy
+// nor draining. It is asked for every request, so it must answer from memory.
+type Nodes interface {
+	Healthy(node string) bool
+}
+
+// RouterOptions tune a Router. Zero values are fine.
+type RouterOptions struct {
+	Node  string // this node's name: instances attached to it are preferred
+	Nodes Nodes  // nil = all nodes take work
+
+	// Speaks says why requests can't be sent to an instance, as when it speaks
+	// another wire version; nil = all can.
+	Speaks func(*kv.Instance) error
 }
 
 // Router is where a request is routed: it chooses the instance and hands the
@@ -22,18 +39,23 @@ type Directory interface {
 type Router struct {
 	dir    Directory
 	remote Handler
+	opts   RouterOptions
+	began  time.Time // what times of peers count from
 
 	mu    sync.RWMutex
-	local map[string]Handler       // by instance id
-	load  map[string]*atomic.Int64 // calls in flight from here, by instance id
-	turn  atomic.Uint64            // breaks ties
+	local map[string]Handler // by instance id
+	pools map[string]*pool   // by server
+	gen   uint64             // counts changes of local, which pools are made from
 }
 
 var _ Handler = (*Router)(nil)
 
 // NewRouter returns a router over dir; remote reaches instances elsewhere.
-func NewRouter(dir Directory, remote Handler) *Router {
-	return &Router{dir: dir, remote: remote, local: map[string]Handler{}, load: map[string]*atomic.Int64{}}
+func NewRouter(dir Directory, remote Handler, opts RouterOptions) *Router {
+	return &Router{
+		dir: dir, remote: remote, opts: opts, began: time.Now(),
+		local: map[string]Handler{}, pools: map[string]*pool{},
+	}
 }
 
 // Attach makes an instance of this node reachable without a network hop, until
@@ -42,51 +64,100 @@ func (r *Router) Attach(instance string, h Handler) (detach func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.local[instance] = h
+	r.gen++
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.local, instance)
+		r.gen++
 	}
 }
 
-// Forget drops what the router keeps of an instance that is gone.
-func (r *Router) Forget(instance string) {
+// Forget drops what the router keeps of a server if it has no instance left.
+func (r *Router) Forget(server string) {
+	if len(r.dir.Instances(server)) > 0 {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.load, instance)
+	delete(r.pools, server)
 }
 
-// Serve routes req. Where no instance took it and nothing was executed, the
-// next candidate is tried; after that there is no second try.
+// maxTries is how many instances a request is offered to. Each refusal keeps
+// that instance out of the next requests' way, so more would only make callers
+// wait.
+const maxTries = 3
+
+// attempts are the instances a request was offered to, in vain.
+type attempts struct {
+	n     int
+	peers [maxTries]*peer
+	nodes [maxTries]string
+}
+
+// Serve routes req. Where an instance says that it executed nothing, the next
+// candidate is tried, [maxTries] in all; in any other case there is no second
+// try.
 func (r *Router) Serve(ctx context.Context, req *Request, out Stream) (*Reply, error) {
 	if req.Session != "" {
 		return r.serveSession(ctx, req, out)
 	}
-	var tried []string
-	for {
-		c, ok := r.choose(req, tried)
-		if !ok {
-			return nil, r.nobody(req.Server, len(tried))
+	var tried attempts
+	var last error
+	for tried.n < maxTries {
+		c := r.choose(req, &tried)
+		if c == nil {
+			break
 		}
-		reply, err := r.send(ctx, req, c.Instance, out)
-		// ErrServerNotFound from a chosen instance means it has just left.
-		if err == nil || !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		reply, err := r.send(ctx, req, c, out)
+		if err == nil || !refusal(err, req.Server) || ctx.Err() != nil {
 			return reply, err
 		}
-		tried = append(tried, c.Instance)
-		if len(tried) >= len(r.dir.Instances(req.Server)) {
-			return nil, err
-		}
+		tried.peers[tried.n], tried.nodes[tried.n] = c.peer, c.Node
+		tried.n++
+		last = err
 	}
+	if last == nil {
+		return nil, r.nobody(req.Server)
+	}
+	return nil, gaveUp(last, req.Server, tried.n)
+}
+
+// refusal reports whether err says that the instance executed nothing, and
+// another may. What a router further down has given up on is no fault of this
+// instance.
+func refusal(err error, server string) bool {
+	var e *Error
+	if !errors.As(err, &e) || e.routed != "" && e.routed != server {
+		return false
+	}
+	return e.Code == CodeUnavailable || e.Code == CodeOverloaded
+}
+
+func gaveUp(err error, server string, tried int) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	own := *e
+	own.routed = server
+	if tried > 1 {
+		own.Text = Errorf(e, "%d instances of %q were tried and none took the call; the last: %s", tried, server, e.Text).Text
+	}
+	return &own
 }
 
 func (r *Router) serveSession(ctx context.Context, req *Request, out Stream) (*Reply, error) {
 	instance := SessionInstance(req.Session)
-	if instance == "" || !r.knows(req.Server, instance) {
+	c := r.find(req.Server, instance)
+	if instance == "" || c == nil {
 		return nil, sessionGone(req)
 	}
-	reply, err := r.send(ctx, req, instance, out)
-	if errors.Is(err, ErrUnavailable) && !r.knows(req.Server, instance) {
+	if c.deaf != nil {
+		return nil, Errorf(ErrUnavailable, "the session's instance: %v", c.deaf)
+	}
+	reply, err := r.send(ctx, req, c, out)
+	if errors.Is(err, ErrUnavailable) && r.find(req.Server, instance) == nil {
 		return nil, sessionGone(req)
 	}
 	return reply, err
@@ -96,99 +167,60 @@ func sessionGone(req *Request) error {
 	return Errorf(ErrSessionNotFound, "session %.64q of server %q has ended or never was; send initialize to open one", req.Session, req.Server)
 }
 
-// knows reports whether instance is one of server's.
-func (r *Router) knows(server, instance string) bool {
-	for _, c := range r.dir.Instances(server) {
-		if c.Instance == instance {
-			return true
+// send hands req to the instance c, and notes how it went.
+func (r *Router) send(ctx context.Context, req *Request, c *candidate, out Stream) (*Reply, error) {
+	c.peer.inFlight.Add(1)
+	defer c.peer.inFlight.Add(-1)
+	start := r.now()
+	var reply *Reply
+	var err error
+	if c.handler != nil {
+		reply, err = c.handler.Serve(ctx, req, out)
+	} else {
+		to := *req
+		to.Instance = c.Instance.Instance
+		reply, err = r.remote.Serve(ctx, &to, out)
+	}
+	r.judge(ctx, req, c, start, err)
+	return reply, err
+}
+
+// judge draws from a call what the next choice should know.
+func (r *Router) judge(ctx context.Context, req *Request, c *candidate, start time.Duration, err error) {
+	if err == nil {
+		c.peer.well()
+		if req.Op == OpMessage && req.Method() != "subscriptions/listen" { // a stream's length is no latency
+			now := r.now()
+			c.peer.took(now, now-start)
 		}
+		return
 	}
-	return false
+	if ctx.Err() != nil {
+		return
+	}
+	var e *Error
+	if !errors.As(err, &e) || e.routed != "" && e.routed != req.Server {
+		return
+	}
+	switch e.Code {
+	case CodeOverloaded:
+		c.peer.full(r.now())
+	case CodeUnavailable, CodeOutcomeUnknown:
+		c.peer.failed(r.now())
+	}
 }
 
-// choose picks the instance for a request that may go to any: one that speaks
-// the request's era, attached to this node if there is one, with the fewest
-// calls in flight from here.
-func (r *Router) choose(req *Request, tried []string) (*kv.Instance, bool) {
-	list := r.dir.Instances(req.Server)
-	if len(list) == 1 && len(tried) == 0 {
-		return list[0], true
-	}
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var best *kv.Instance
-	bestRank, found := int64(0), false
-	turn := int(r.turn.Add(1))
-	for i := range list {
-		c := list[(i+turn)%len(list)]
-		if contains(tried, c.Instance) {
-			continue
+// now is the time since the router began; monotonic.
+func (r *Router) now() time.Duration { return time.Since(r.began) }
+
+// nobody says why no instance could even be tried.
+func (r *Router) nobody(server string) error {
+	if p := r.pool(server); p != nil {
+		for _, c := range p.all {
+			if c.deaf != nil {
+				return Errorf(ErrUnavailable, "none of the %d instances of %q can be spoken with: %v; nothing was executed", len(p.all), server, c.deaf)
+			}
 		}
-		if rank := r.rank(req, c); !found || rank < bestRank {
-			best, bestRank, found = c, rank, true
-		}
-	}
-	return best, found
-}
-
-// rank orders candidates; less is better. The caller holds r.mu.
-func (r *Router) rank(req *Request, c *kv.Instance) int64 {
-	var rank int64
-	if n := r.load[c.Instance]; n != nil {
-		rank = n.Load()
-	}
-	if _, here := r.local[c.Instance]; !here {
-		rank += 1 << 40
-	}
-	if req.Era != EraBare && len(c.Eras) > 0 && !contains(c.Eras, req.Era.String()) {
-		rank += 1 << 50
-	}
-	if c.Problem != "" {
-		rank += 1 << 51
-	}
-	return rank
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
-}
-
-func (r *Router) send(ctx context.Context, req *Request, instance string, out Stream) (*Reply, error) {
-	r.mu.RLock()
-	h, n := r.local[instance], r.load[instance]
-	r.mu.RUnlock()
-	if n == nil {
-		n = r.counter(instance)
-	}
-	n.Add(1)
-	defer n.Add(-1)
-	if h != nil {
-		return h.Serve(ctx, req, out)
-	}
-	to := *req
-	to.Instance = instance
-	return r.remote.Serve(ctx, &to, out)
-}
-
-func (r *Router) counter(instance string) *atomic.Int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := r.load[instance]
-	if n == nil {
-		n = new(atomic.Int64)
-		r.load[instance] = n
-	}
-	return n
-}
-
-func (r *Router) nobody(server string, tried int) error {
-	if tried > 0 {
-		return Errorf(ErrUnavailable, "none of the %d instances of %q answers; nothing was executed", tried, server)
 	}
 	known := r.dir.Servers()
 	if len(known) == 0 {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 
@@ -11,14 +10,12 @@ import (
 
 	"ripstop/kv"
 	"ripstop/router"
-	"ripstop/router/wire"
+	"ripstop/router/agent"
 )
 
 // natsClient is the fabric over NATS, as a client command uses it.
 type natsClient struct {
-	*wire.Client
-	nc  *nats.Conn
-	reg kv.RegistryClient
+	*agent.Link
 }
 
 var _ fabricClient = (*natsClient)(nil)
@@ -38,47 +35,35 @@ func dialWith(ctx context.Context, s clientSettings, stubborn bool) (fabricClien
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil)) // commands report their own errors
 	c := s.connection("ripstop", quiet)
 	type dialled struct {
-		nc  *nats.Conn
-		err error
+		link *agent.Link
+		err  error
 	}
 	done := make(chan dialled, 1)
 	go func() { // bounded by the connection's own timeout
-		nc, err := c.Dial(stubborn)
-		done <- dialled{nc, err}
+		l, err := c.Link(stubborn)
+		done <- dialled{l, err}
 	}()
-	var d dialled
 	select {
-	case d = <-done:
+	case d := <-done:
+		if d.err != nil {
+			return nil, d.err
+		}
+		return &natsClient{d.link}, nil
 	case <-ctx.Done():
 		go func() {
-			if d := <-done; d.nc != nil {
-				d.nc.Close()
+			if d := <-done; d.link != nil {
+				d.link.Close()
 			}
 		}()
 		return nil, ctx.Err()
 	}
-	if d.err != nil {
-		return nil, d.err
-	}
-	client, err := wire.NewClient(d.nc)
-	if err != nil {
-		d.nc.Close()
-		return nil, fmt.Errorf("connect to %s: %w", s.URLs, err)
-	}
-	return &natsClient{Client: client, nc: d.nc, reg: kv.RegistryClient{Conn: d.nc}}, nil
 }
 
 // Instances returns the registry.
 func (c *natsClient) Instances(ctx context.Context) ([]kv.Instance, error) {
-	list, err := c.reg.List(ctx)
+	list, err := kv.RegistryClient{Conn: c.Conn()}.List(ctx)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, router.Errorf(router.ErrUnavailable, "this NATS server is no Ripstop node: nobody keeps a registry")
 	}
 	return list, err
-}
-
-// Close ends the connection.
-func (c *natsClient) Close() {
-	c.Client.Close()
-	c.nc.Close()
 }

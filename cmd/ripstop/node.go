@@ -62,6 +62,7 @@ type node struct {
 	httpURL   string
 
 	lag      replicaLag
+	working  workingNodes
 	draining atomic.Bool
 	metPeers atomic.Bool // another node of the cluster was reached
 
@@ -129,10 +130,10 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	if n.client, err = wire.NewClient(n.fabric.MCP()); err != nil {
 		return fmt.Errorf("start router: %w", err)
 	}
-	n.router = router.NewRouter(n.registry, n.client)
+	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{Node: n.fabric.Name(), Nodes: &n.working, Speaks: wire.Own.Speaks})
 	n.registry.Watch(func(c kv.Change) {
 		if c.Gone {
-			n.router.Forget(c.Instance.Instance)
+			n.router.Forget(c.Instance.Server)
 			n.client.Lost(c.Instance.Server, c.Instance.Instance)
 		}
 	})
@@ -161,6 +162,7 @@ func (n *node) openRegistry() error {
 	n.registrar, err = kv.NewRegistrar(n.registry, kv.RegistrarOptions{
 		Agents: f.MCP(), ServerID: f.Server().ID(), Incarnation: f.Incarnation(),
 		Open:   func(c kv.Conn) bool { return f.Connected(c.ServerID, c.ClientID) },
+		Speaks: wire.Own.Speaks,
 		Logger: n.log,
 	})
 	if err != nil {
@@ -324,6 +326,7 @@ func (n *node) close(ctx context.Context) error {
 	if w := n.nodes.Load(); w != nil {
 		w.Changed() // the others hear it before their next check
 	}
+	n.sendAway()
 	var errs []error
 	if n.edge != nil {
 		errs = append(errs, n.edge.Shutdown(ctx))
@@ -337,13 +340,9 @@ func (n *node) close(ctx context.Context) error {
 	if n.set != nil {
 		errs = append(errs, n.set.Close(ctx))
 	}
-	n.mu.Lock()
-	agents := n.agents
-	n.mu.Unlock()
-	for _, a := range slices.Backward(agents) {
-		errs = append(errs, a.Close(ctx))
-	}
+	errs = append(errs, n.closeAgents(ctx))
 	n.wg.Wait()
+	n.awaitMoves(ctx)
 	if n.admin != nil {
 		errs = append(errs, n.admin.Close())
 	}

@@ -62,6 +62,7 @@ func (n *node) onNode(e failover.Event, wake chan<- struct{}) {
 		n.registry.NodeBack(e.Node)
 		n.registry.Resync()
 	}
+	n.working.learn(n.nodes.Load().View())
 	select {
 	case wake <- struct{}{}:
 	default:

@@ -232,7 +232,7 @@ func (l *loaded) settings() (*nodeSettings, error) {
 	s.Monitor = failover.Config{
 		Interval: l.duration("node-check-interval", bad), Timeout: l.duration("health-check-timeout", bad),
 		Threshold: l.integer("failover-threshold", bad), Stability: l.duration("stability-window", bad),
-		Software: buildVersion(), Wire: []int{wire.Version},
+		Software: buildVersion(), Wire: wire.Versions(),
 	}
 	if err := s.Monitor.Validate(); err != nil && len(errs) == 0 {
 		bad("node-check-interval", "%v", err)

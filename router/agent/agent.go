@@ -28,7 +28,7 @@ type Options struct {
 	Instance  string         // instance id; "" = a new one
 	Transport string         // stdio, http or go, for the registry
 	Backend   router.Backend // closed by Agent.Close
-	Conn      *nats.Conn     // stays the caller's to close
+	Conn      *nats.Conn     // stays the caller's to close; see Move
 	Relay     router.Handler // reaches other instances of the server, for requests of their sessions
 
 	Scope     string // kv.ScopeGlobal (or ""), or kv.ScopeLocal: known to the node it is attached to only
@@ -46,9 +46,8 @@ type Options struct {
 type Agent struct {
 	opts Options
 	log  *slog.Logger
-	reg  kv.RegistryClient
+	out  outlet // of replies
 
-	subs       []*nats.Subscription // as long as it is attached
 	stats      stats
 	table      table // calls that came over NATS
 	workers    workers
@@ -57,20 +56,24 @@ type Agent struct {
 	registered chan struct{} // closed after the first registration
 	refused    chan error    // why the name can't be had
 
-	ctx    context.Context // ends with Close; parent of calls over NATS
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // goroutines of the agent and its calls
+	ctx     context.Context // ends with Close; parent of calls over NATS
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // goroutines of the agent and its calls
+	moving  sync.Mutex     // held while it moves
+	closing chan struct{}  // closed when Close is called
 
 	probing sync.Once // of an exclusive instance
 
 	mu      sync.Mutex
 	record  kv.Instance
-	changed bool                 // the record differs from what was registered last
-	shared  []*nats.Subscription // on what any instance of the server may answer; the queue group's first
-	asleep  bool                 // another holds the name
-	again   chan struct{}        // asks the registration loop for another round
-	closed  bool                 // Close was called
-	stopped bool                 // no call is taken any more
+	changed bool          // the record differs from what was registered last
+	line    *line         // where it registers
+	left    *line         // where it was before, while it moves
+	joined  bool          // it takes what any instance of the server may answer
+	asleep  bool          // another holds the name
+	again   chan struct{} // asks the registration loop for another round
+	closed  bool          // Close was called
+	stopped bool          // no call is taken any more
 }
 
 var _ router.Handler = (*Agent)(nil)
@@ -94,7 +97,9 @@ func Attach(opts Options) (*Agent, error) {
 	a := &Agent{
 		opts:       opts,
 		log:        opts.Logger.With("server", opts.Server, "instance", opts.Instance),
-		reg:        kv.RegistryClient{Conn: opts.Conn},
+		line:       newLine(opts.Conn),
+		out:        outlet{nc: opts.Conn},
+		closing:    make(chan struct{}),
 		registered: make(chan struct{}),
 		refused:    make(chan error, 1),
 		workers:    workers{next: make(chan *nats.Msg)},
@@ -106,15 +111,15 @@ func Attach(opts Options) (*Agent, error) {
 	a.record = kv.Instance{
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport,
 		Agent: fmt.Sprintf("%s/%d", host, os.Getpid()), Software: opts.Software,
-		Wire: wire.Version, Started: time.Now().UTC().Truncate(time.Millisecond),
+		Wire: wire.Version, WireMin: wire.MinVersion, Started: time.Now().UTC().Truncate(time.Millisecond),
 		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby, Run: rand.Text()[:10],
 	}
 	if opts.Scope == "" {
 		a.record.Scope = kv.ScopeGlobal
 	}
-	if err := a.subscribe(); err != nil {
+	if err := a.subscribe(a.line); err != nil {
 		a.cancel()
-		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.unsubscribe())
+		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.line.unsubscribe())
 	}
 	a.wg.Go(a.keepRegistered)
 	if !opts.Exclusive { // one that stands by must not start anything
@@ -136,83 +141,6 @@ func (a *Agent) Registered() <-chan struct{} { return a.registered }
 // does not stand by: another holds it (kv.ErrAlreadyRegistered). The agent takes
 // no calls then, but goes on asking, until it is closed.
 func (a *Agent) Refused() <-chan error { return a.refused }
-
-func (a *Agent) subscribe() error {
-	nc, server, id := a.opts.Conn, a.opts.Server, a.opts.Instance
-	add := func(sub *nats.Subscription, err error) error {
-		if err == nil {
-			a.subs = append(a.subs, sub)
-		}
-		return err
-	}
-	return errors.Join(
-		add(nc.Subscribe(wire.InstanceSubject(server, id), a.onRequest)),
-		add(nc.Subscribe(wire.ControlSubject(server, "*"), a.table.onControl)),
-		add(a.reg.OnCensus(id, a.registerSoon)),
-	)
-}
-
-// join takes requests that any instance of the server may answer, and shows the
-// instance as a micro service. It waits for the registry's consent: another may
-// hold the name.
-func (a *Agent) join() error {
-	joined, err := a.subscribeShared()
-	if err != nil || !joined {
-		return err
-	}
-	return a.opts.Conn.Flush() // what is registered must be reachable
-}
-
-func (a *Agent) subscribeShared() (joined bool, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.asleep = false
-	if len(a.shared) > 0 || a.closed {
-		return false, nil
-	}
-	add := func(sub *nats.Subscription, err error) error {
-		if err == nil {
-			a.shared = append(a.shared, sub)
-		}
-		return err
-	}
-	err = add(a.opts.Conn.QueueSubscribe(wire.ServerSubject(a.opts.Server), wire.QueueGroup, a.onRequest))
-	if err == nil {
-		err = a.subscribeMicro(add)
-	}
-	if err == nil {
-		return true, nil
-	}
-	err = errors.Join(err, unsubscribe(a.shared))
-	a.shared = nil
-	return false, err
-}
-
-// leave undoes join: another has the name.
-func (a *Agent) leave() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.asleep = true
-	err := unsubscribe(a.shared)
-	a.shared = nil
-	return err
-}
-
-func (a *Agent) unsubscribe() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return unsubscribe(append(a.subs, a.shared...))
-}
-
-func unsubscribe(subs []*nats.Subscription) error {
-	var errs []error
-	for _, s := range subs {
-		if err := s.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // Serve answers req in process. It refuses, with nothing executed, while the
 // agent drains or has as many calls in flight as it may.
@@ -297,91 +225,4 @@ func (a *Agent) dispatch(ctx context.Context, in *wire.Inbound, out router.Strea
 
 func clip(s string) string {
 	return s[:min(len(s), 80)]
-}
-
-// respond sends the last frame. A reply that is too large for NATS becomes an
-// error that says so.
-func (a *Agent) respond(to string, r *router.Reply, failed bool) {
-	err := a.opts.Conn.PublishMsg(wire.ReplyMsg(to, a.opts.Instance, r, failed))
-	if errors.Is(err, nats.ErrMaxPayload) {
-		id := replyID(r.Body)
-		r = router.ErrorReply(id, router.Errorf(router.ErrTooLarge, "the result has %d bytes, more than the fabric carries; it was executed", len(r.Body)))
-		err = a.opts.Conn.PublishMsg(wire.ReplyMsg(to, a.opts.Instance, r, true))
-	}
-	if err != nil {
-		a.log.Warn("reply not sent", "err", err)
-	}
-}
-
-// frameStream publishes a call's messages as "msg" frames.
-type frameStream struct {
-	a  *Agent
-	to string
-}
-
-func (s *frameStream) Send(ctx context.Context, msg []byte) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if len(msg) == 0 {
-		return s.a.opts.Conn.PublishMsg(wire.AliveMsg(s.to, s.a.opts.Instance))
-	}
-	return s.a.opts.Conn.PublishMsg(wire.StreamMsg(s.to, s.a.opts.Instance, msg))
-}
-
-// Close detaches the instance: it leaves the registry and the queue group, the
-// calls in flight finish until ctx ends, then the backend is closed. It is
-// idempotent.
-func (a *Agent) Close(ctx context.Context) error {
-	a.mu.Lock()
-	if a.closed {
-		a.mu.Unlock()
-		return nil
-	}
-	a.closed = true
-	record := a.record
-	a.mu.Unlock()
-
-	a.draining.Store(true)
-	var errs []error
-	if a.opts.Conn.IsConnected() {
-		if err := a.reg.Remove(ctx, record); err != nil && !errors.Is(err, nats.ErrNoResponders) {
-			errs = append(errs, err)
-		}
-	}
-	a.leaveQueue(ctx)
-	a.table.drain(ctx)
-	errs = append(errs, a.unsubscribe())
-	a.mu.Lock()
-	a.stopped = true
-	a.mu.Unlock()
-	a.cancel()
-	errs = append(errs, a.opts.Backend.Close())
-	a.wg.Wait()
-	err := errors.Join(errs...)
-	if err != nil {
-		return fmt.Errorf("detach %s: %w", a.opts.Server, err)
-	}
-	return nil
-}
-
-// leaveQueue stops taking requests that any instance may answer, and returns
-// when those already received have been handed on. Requests of this instance's
-// sessions are still taken.
-func (a *Agent) leaveQueue(ctx context.Context) {
-	a.mu.Lock()
-	shared := a.shared
-	a.mu.Unlock()
-	if len(shared) == 0 {
-		return
-	}
-	queue := shared[0]
-	closed := queue.StatusChanged(nats.SubscriptionClosed)
-	if queue.Drain() != nil {
-		return // the connection is gone, and the subscription with it
-	}
-	select {
-	case <-closed:
-	case <-ctx.Done():
-	}
 }

@@ -39,7 +39,7 @@ func (s *stats) add(req *router.Request, took time.Duration, err error) {
 // subscribeMicro answers the NATS service API (ADR-32) for the instance. It
 // uses the library's types but not its Service, which times a request by how
 // long its callback takes: ours returns at once, and the work goes on.
-func (a *Agent) subscribeMicro(add func(*nats.Subscription, error) error) error {
+func (a *Agent) subscribeMicro(nc *nats.Conn, add func(*nats.Subscription, error) error) error {
 	for verb, value := range map[micro.Verb]func() any{
 		micro.PingVerb:  func() any { return micro.Ping{ServiceIdentity: a.identity(), Type: micro.PingResponseType} },
 		micro.InfoVerb:  a.microInfo,
@@ -59,7 +59,7 @@ func (a *Agent) subscribeMicro(add func(*nats.Subscription, error) error) error 
 			if err != nil {
 				return err
 			}
-			if err := add(a.opts.Conn.Subscribe(subject, answer)); err != nil {
+			if err := add(nc.Subscribe(subject, answer)); err != nil {
 				return err
 			}
 		}

@@ -20,12 +20,13 @@ func (a *Agent) keepRegistered() {
 	const least, most = 50 * time.Millisecond, 5 * time.Second
 	wait := least
 	first := true
+	said := ""
 	for {
 		retry := (<-chan time.Time)(nil)
 		err := a.register()
 		switch {
 		case err == nil:
-			wait = least
+			wait, said = least, ""
 			if first {
 				first = false
 				close(a.registered)
@@ -38,6 +39,10 @@ func (a *Agent) keepRegistered() {
 			retry = time.After(standbyRetry)
 		default:
 			a.log.Debug("not registered yet", "err", err, "retry", wait)
+			if errors.Is(err, kv.ErrRefused) && err.Error() != said { // nobody is just away
+				said = err.Error()
+				a.log.Warn("the node does not take the registration; trying again", "err", err)
+			}
 			retry = time.After(wait)
 			wait = min(2*wait, most)
 		}
@@ -76,7 +81,7 @@ func (a *Agent) standBy(why error) {
 func (a *Agent) holds() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.shared) > 0
+	return a.joined
 }
 
 func (a *Agent) register() error {
@@ -85,7 +90,8 @@ func (a *Agent) register() error {
 		a.mu.Unlock()
 		return nil
 	}
-	nc := a.opts.Conn
+	l := a.line
+	nc := l.nc
 	cid, _ := nc.GetClientID() // 0 while not connected; the request below fails then
 	conn := kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid}
 	if conn != a.record.Conn || a.changed || a.record.Seq == 0 {
@@ -95,10 +101,10 @@ func (a *Agent) register() error {
 	}
 	record := a.record
 	a.mu.Unlock()
-	if _, err := a.reg.Put(a.ctx, record); err != nil {
+	if _, err := l.reg.Put(a.ctx, record); err != nil {
 		return err
 	}
-	if err := a.join(); err != nil {
+	if err := a.join(l); err != nil {
 		return err
 	}
 	if a.opts.Exclusive {

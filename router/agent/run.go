@@ -106,8 +106,8 @@ type RunOptions struct {
 }
 
 // Run attaches a backend to the fabric from a process of its own and serves
-// until ctx ends. It waits for the fabric, and reconnects to it, for ever. It
-// fails when another instance holds the server's name (kv.ErrAlreadyRegistered),
+// until ctx ends. It waits for the fabric, and reconnects to it, for ever; from a
+// node that is about to stop it moves to another first. It fails when another instance holds the server's name (kv.ErrAlreadyRegistered),
 // unless it is to stand by. The backend is closed when Run returns.
 func Run(ctx context.Context, opts RunOptions) error {
 	if opts.Drain == 0 {
@@ -124,7 +124,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 		}
 	}
 	refused := make(chan error, 1)
-	nc, err := opts.Dial(true,
+	link, err := opts.Link(true,
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			opts.Logger.Warn("NATS connection", "err", err)
 			if mayNotAttach(err) {
@@ -147,20 +147,17 @@ func Run(ctx context.Context, opts RunOptions) error {
 	if err != nil {
 		return errors.Join(err, opts.Backend.Close())
 	}
-	defer nc.Close()
-	relay, err := wire.NewClient(nc)
-	if err != nil {
-		return errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), opts.Backend.Close())
-	}
-	defer relay.Close()
+	defer link.Close()
+	nc := link.Conn()
 	a, err := Attach(Options{
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport, Backend: opts.Backend,
-		Conn: nc, Relay: relay, Software: opts.Software, Logger: opts.Logger,
+		Conn: nc, Relay: link, Software: opts.Software, Logger: opts.Logger,
 		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby,
 	})
 	if err != nil {
 		return errors.Join(err, opts.Backend.Close())
 	}
+	link.Follow(nc, a.Move)
 	registered := a.Registered()
 	for {
 		select {

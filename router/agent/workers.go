@@ -23,16 +23,24 @@ func (a *Agent) onRequest(msg *nats.Msg) {
 		a.log.Debug("request without a reply subject ignored", "subject", msg.Subject)
 		return
 	}
+	if !a.hire(msg) {
+		a.turnAway(msg)
+	}
+}
+
+// hire gives msg to a worker, unless the agent has stopped.
+func (a *Agent) hire(msg *nats.Msg) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stopped {
-		return
+		return false
 	}
 	select {
 	case a.workers.next <- msg:
 	default:
 		a.wg.Go(func() { a.work(msg) })
 	}
+	return true
 }
 
 func (a *Agent) work(msg *nats.Msg) {

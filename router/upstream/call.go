@@ -220,7 +220,7 @@ func (b *Backend) refused(ctx context.Context, c *call, resp *http.Response) (*r
 		e := jsonrpc.NewError(c.id, jsonrpc.CodeMethodNotFound, fmt.Sprintf("method not found: %.100q", c.req.Message.Method), nil)
 		return &router.Reply{Body: e, Status: resp.StatusCode}, nil
 	}
-	return nil, b.errStatus(resp.StatusCode, text)
+	return nil, b.errStatus(resp.StatusCode, text, c.req.Method())
 }
 
 // notHandled begins the page by which the Go SDK answers a method that it does
@@ -251,8 +251,8 @@ func looseError(body []byte) *rpcError {
 	return m.Error
 }
 
-// errStatus wraps an error page.
-func (b *Backend) errStatus(status int, text string) error {
+// errStatus wraps an error page that answered method.
+func (b *Backend) errStatus(status int, text, method string) error {
 	kind := &router.Error{Code: jsonrpc.CodeInvalidRequest}
 	hint := ""
 	switch {
@@ -264,7 +264,9 @@ func (b *Backend) errStatus(status int, text string) error {
 		kind = router.ErrTooLarge
 	case status == http.StatusTooManyRequests:
 		kind = router.ErrOverloaded
-	case status == http.StatusServiceUnavailable:
+	case status == http.StatusServiceUnavailable && method != "tools/call":
+		// A proxy says 503 too when its server went away in the middle of a
+		// call. What only reads may be tried again, a tool may not.
 		kind = router.ErrUnavailable
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status < 400:
 		kind, hint = router.ErrBackend, "; check that the URL is an MCP endpoint"

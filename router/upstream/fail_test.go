@@ -61,7 +61,7 @@ func TestMisbehaving(t *testing.T) {
 		{"429", page(429, "text/plain", "slow down"), router.ErrOverloaded, 429, "slow down"},
 		{"500", page(500, "text/html", "<h1>oops</h1>"), router.ErrOutcomeUnknown, 500, "may have been executed"},
 		{"502", page(502, "text/html", "bad gateway"), router.ErrOutcomeUnknown, 502, "may have been executed"},
-		{"503", page(503, "text/plain", "later"), router.ErrUnavailable, 503, "later"},
+		{"503", page(503, "text/plain", "later"), router.ErrOutcomeUnknown, 503, "may have been executed"},
 		{"long page", page(400, "text/plain", big), invalidRequest, 400, "…"},
 		{"not UTF-8", page(400, "text/plain", "a\xff\x00b"), invalidRequest, 400, "a?"},
 		{"moved", page(302, "text/plain", ""), router.ErrBackend, 502, "302"},

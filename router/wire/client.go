@@ -108,7 +108,7 @@ func (k *call) push(msg *nats.Msg, now time.Time) {
 	if msg.Header.Get(hdrFrame) != frameAlive || k.opens {
 		k.opens = false
 		if k.bytes += len(msg.Data); k.bytes > maxQueued && len(k.frames) > 0 {
-			k.lost = router.Errorf(router.ErrOverloaded, "more than %d MiB of this call's messages wait for its reader", maxQueued>>20)
+			k.lost = router.Errorf(router.ErrOutcomeUnknown, "outcome unknown: more than %d MiB of this call's messages wait for its reader, and it was given up", maxQueued>>20)
 		} else {
 			k.frames = append(k.frames, msg)
 		}
@@ -177,11 +177,17 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 		return nil, publishError(req, len(msg.Data), err)
 	}
 	reply, err := c.receive(ctx, k, req, out)
+	if over, ok := err.(overError); ok {
+		return nil, over.error
+	}
 	if err != nil && !errors.Is(err, router.ErrRefused) { // what was refused did not get anywhere
 		c.control(req.Server, c.prefix+token, controlCancel)
 	}
 	return reply, err
 }
+
+// overError is an error after which there is nothing to cancel.
+type overError struct{ error }
 
 func publishError(req *router.Request, size int, err error) error {
 	if errors.Is(err, nats.ErrMaxPayload) {
@@ -196,6 +202,7 @@ func publishError(req *router.Request, size int, err error) error {
 }
 
 func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out router.Stream) (*router.Reply, error) {
+	began := false // the server has said something
 	for {
 		msg, err := k.take()
 		if msg == nil && err == nil {
@@ -210,13 +217,19 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 			return nil, err
 		}
 		if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
-			return nil, noResponders(req)
+			return nil, overError{noResponders(req)}
 		}
 		switch msg.Header.Get(hdrFrame) {
 		case frameMsg, frameAlive: // an alive frame is empty: the stream is open
+			began = true
 			if err := out.Send(ctx, msg.Data); err != nil {
 				return nil, err
 			}
+		case frameErr:
+			if e := notTaken(msg); e != nil && !began {
+				return nil, overError{e}
+			}
+			return decodeReply(msg), nil
 		default:
 			return decodeReply(msg), nil
 		}

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 
@@ -241,6 +242,36 @@ func DecodeControl(msg *nats.Msg) (token string, c Control) {
 		return token, ControlKeep
 	}
 	return token, ControlNone
+}
+
+// notTaken returns the error of an "err" frame with which an instance says that
+// it executed nothing and another may: it drains, or is full. Else nil: what was
+// said is for the client.
+func notTaken(msg *nats.Msg) *router.Error {
+	if s := msg.Header.Get(hdrStatus); s != "503" && s != "429" {
+		return nil
+	}
+	var body struct {
+		Error struct {
+			Code    int
+			Message string
+			Data    json.RawMessage
+		}
+	}
+	if json.Unmarshal(msg.Data, &body) != nil {
+		return nil
+	}
+	kind := router.ErrUnavailable
+	switch body.Error.Code {
+	case router.CodeOverloaded:
+		kind = router.ErrOverloaded
+	case router.CodeUnavailable:
+	default:
+		return nil
+	}
+	e := *kind
+	e.Text, e.Data, e.Stream = body.Error.Message, body.Error.Data, msg.Header.Get(hdrStream) == "1"
+	return &e
 }
 
 // decodeReply reads an "end" or "err" frame, or the plain reply of a responder

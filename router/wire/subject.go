@@ -11,9 +11,6 @@ import (
 	"ripstop/router/jsonrpc"
 )
 
-// Version is the wire version, part of every subject.
-const Version = 1
-
 // Subject prefixes.
 const (
 	prefixRequest  = "mcp.v1.req."  // mcp.v1.req.<server>.<method>[.<name>]: any instance
