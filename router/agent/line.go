@@ -111,8 +111,13 @@ func unsubscribe(subs []*nats.Subscription) error {
 	return errors.Join(errs...)
 }
 
-// drain ends subs, and returns when what they have received was handed on.
-func drain(ctx context.Context, subs []*nats.Subscription) {
+// drain ends subs of nc, and returns when what they have received was handed on.
+// Without a server there is nothing to wait for.
+func drain(ctx context.Context, nc *nats.Conn, subs []*nats.Subscription) {
+	if !nc.IsConnected() {
+		_ = unsubscribe(subs) // what it would tell the server does not matter
+		return
+	}
 	var closed []<-chan nats.SubStatus
 	for _, s := range subs {
 		c := s.StatusChanged(nats.SubscriptionClosed)

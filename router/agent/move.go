@@ -57,7 +57,7 @@ func (a *Agent) Move(ctx context.Context, nc *nats.Conn) error {
 	a.mu.Unlock()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), moveTimeout)
 	defer cancel()
-	drain(end, subs)
+	drain(end, old.nc, subs)
 	a.out.turn(nc)
 	a.log.Info("instance moved", "url", nc.ConnectedUrlRedacted())
 	return nil
@@ -118,7 +118,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	shared := l.shared
 	a.mu.Unlock()
 	if len(shared) > 0 {
-		drain(ctx, shared[:1]) // requests of this instance's sessions are still taken
+		drain(ctx, l.nc, shared[:1]) // requests of this instance's sessions are still taken
 	}
 	a.table.drain(ctx)
 	if l.nc.ConnectedClusterName() != "" { // other nodes must hear of it
@@ -130,7 +130,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Unlock()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	drain(end, append(shared[min(1, len(shared)):], l.subs...))
+	drain(end, l.nc, append(shared[min(1, len(shared)):], l.subs...))
 	a.cancel()
 	errs = append(errs, a.opts.Backend.Close())
 	a.wg.Wait()
