@@ -50,7 +50,7 @@ func serveRegistry(t testing.TB, n *fabric.Node) (*kv.Registry, *kv.Registrar) {
 	}
 	t.Cleanup(func() { reg.Close() })
 	r, err := kv.NewRegistrar(reg, kv.RegistrarOptions{
-		Agents: n.MCP(), ServerID: n.Server().ID(), Incarnation: n.Incarnation(),
+		Agents: n.MCP(), ServerID: n.Server().ID(), Incarnation: n.Incarnation(), Speaks: wire.Own.Speaks,
 		Open: func(c kv.Conn) bool { return n.Connected(c.ServerID, c.ClientID) }, Logger: quiet(),
 	})
 	if err != nil {

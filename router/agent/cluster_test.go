@@ -72,7 +72,7 @@ func (s *idleNodes) Healthy(name string) bool {
 }
 
 func newCluster(t testing.TB) *cluster {
-	c := &cluster{t: t, done: &ledger{times: map[string]int{}}}
+	c := &cluster{t: t, done: &ledger{times: map[string]int{}, held: make(chan struct{}, 1), release: make(chan struct{})}}
 	for range 3 {
 		for _, list := range []*[]string{&c.peers, &c.clients} {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -275,17 +275,28 @@ func (c *cluster) kill(i int) {
 type ledger struct {
 	mu    sync.Mutex
 	times map[string]int // by call
+
+	held    chan struct{} // a "hold" has begun
+	release chan struct{} // ends it
 }
 
 // work is the server: it notes the call, takes a while, and for "count" says how
-// far it is.
+// far it is; "hold" lasts until it is released.
 func (l *ledger) work(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
 	l.mu.Lock()
 	l.times[string(req.ID())]++
 	l.mu.Unlock()
 	steps := 1
-	if req.Message.Name == "count" {
+	switch req.Message.Name {
+	case "count":
 		steps = 40
+	case "hold":
+		l.held <- struct{}{}
+		select {
+		case <-l.release:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	for i := range steps {
 		select {
@@ -459,9 +470,16 @@ func TestRollingDrain(t *testing.T) {
 		}
 		return nil
 	})
+	outlived := c.hold()
 	l := c.load("many", "ext", "only", "excl")
 	for i := range c.nodes {
 		took := c.drain(i)
+		if i == 0 {
+			close(c.done.release)
+			if err := <-outlived; err != nil {
+				t.Errorf("a call that outlived the node of its client and its agent: %v", err)
+			}
+		}
 		name := fmt.Sprintf("n%d", i+1)
 		for _, s := range []string{"ext", "only", "excl"} {
 			if at := c.nodes[(i+1)%3].Load().where(s); at == name {
@@ -483,6 +501,29 @@ func TestRollingDrain(t *testing.T) {
 		t.Errorf("failed: %s", f.what)
 	}
 	c.done.once(t)
+}
+
+// hold begins a call between a client and an agent that are both connected to
+// the first node, and returns how it ends.
+func (c *cluster) hold() <-chan error {
+	c.t.Helper()
+	first := "nats://" + c.clients[0]
+	c.ext("held", first)
+	link, err := agent.Connection{URLs: first, Name: "hold", Logger: quiet()}.Link(false)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(link.Close)
+	end := make(chan error, 1)
+	go func() {
+		m, err := jsonrpc.Parse([]byte(`{"jsonrpc":"2.0","id":"held","method":"tools/call","params":{"name":"hold"}}`))
+		if err == nil {
+			_, err = link.Serve(c.t.Context(), &router.Request{Server: "held", Era: router.EraBare, Message: m}, router.Discard)
+		}
+		end <- err
+	}()
+	<-c.done.held
+	return end
 }
 
 // once checks that nothing was executed twice.
@@ -578,5 +619,46 @@ func TestReconnectIsQuick(t *testing.T) {
 		t.Logf("connected again after %s", time.Since(killed).Round(time.Millisecond))
 	case <-time.After(5 * time.Second):
 		t.Fatal("not connected again")
+	}
+}
+
+// TestVersions: an agent of the next wire version that still speaks this one is
+// served; one that does not is refused by the node, and left out by routers.
+func TestVersions(t *testing.T) {
+	l := newLab(t)
+	nc := l.dial(t)
+	cid, err := nc.GetClientID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(id string, oldest, newest int) error {
+		_, err := kv.RegistryClient{Conn: nc}.Put(t.Context(), kv.Instance{
+			Server: "demo", Instance: id, Agent: "host/1", Software: "v9.0.0", Wire: newest, WireMin: oldest,
+			Run: "r", Seq: 1, Conn: kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid},
+		})
+		return err
+	}
+	for _, tt := range []struct {
+		id             string
+		oldest, newest int
+		want           string // in the error
+	}{
+		{"aaaaaaaaaa", 0, 0, ""}, // says nothing: version 1
+		{"bbbbbbbbbb", 0, 1, ""},
+		{"cccccccccc", 1, 2, ""}, // one step ahead
+		{"dddddddddd", 2, 3, "wire versions 2 to 3, this node speaks wire version 1: they have none in common; upgrade the nodes"},
+		{"eeeeeeeeee", 0, 2, "(agent host/1, ripstop v9.0.0) speaks wire version 2"},
+	} {
+		err := put(tt.id, tt.oldest, tt.newest)
+		if tt.want == "" && err != nil || tt.want != "" && (!errors.Is(err, kv.ErrRefused) || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("wire %d to %d: %v, want %q", tt.oldest, tt.newest, err, tt.want)
+		}
+	}
+	if got := len(l.reg.Instances("demo")); got != 3 {
+		t.Errorf("%d instances are registered, want 3", got)
+	}
+	newer := wire.Range{Min: 3, Max: 4}
+	if err := newer.Speaks(&kv.Instance{Server: "demo", Instance: "aaaaaaaaaa", WireMin: 1, Wire: 2}); err == nil || !strings.Contains(err.Error(), "upgrade the agent") {
+		t.Errorf("an agent left behind: %v", err)
 	}
 }
