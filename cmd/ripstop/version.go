@@ -63,7 +63,7 @@ func newVersionCommand() *cobra.Command {
 		Short: "Print the version, and the protocols it speaks",
 		Long: `Print the version of this binary, the commit it was built from, the version of
 its wire protocol (docs/wire.md) and the MCP versions it speaks. Nodes and agents
-work together when their wire versions are the same.`,
+work together when they have a wire version in common.`,
 		Example: `  ripstop version
   ripstop version -o json`,
 		Args: cobra.NoArgs,

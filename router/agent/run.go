@@ -140,7 +140,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 			note(nc)
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && err != nil { // nil when it was left
 				opts.Logger.Warn("connection to the fabric lost; reconnecting", "err", err)
 			}
 		}))
