@@ -30,7 +30,7 @@ func (n *Node) SetRoster(voters []string, removed bool) error {
 		return nil
 	}
 	n.log.Info("this relay becomes a voter: JetStream starts")
-	err := n.srv.EnableJetStream(&server.JetStreamConfig{StoreDir: n.storeDir(), Domain: n.Region()})
+	err := n.srv.EnableJetStream(&server.JetStreamConfig{StoreDir: n.storeDir()})
 	if err != nil {
 		return fmt.Errorf("start JetStream on node %s: %w", n.Name(), err)
 	}

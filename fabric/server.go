@@ -133,7 +133,6 @@ func (n *Node) serverOptions(opts Options, host string, port int) (*server.Optio
 	so.PingInterval, so.MaxPingsOut = 5*time.Second, 2
 	so.LameDuckGracePeriod, so.LameDuckDuration = lameDuckGrace, lameDuckGrace+lameDuckSpread
 	so.JetStream = n.Voter()
-	so.JetStreamDomain = n.Region()
 	so.StoreDir = n.storeDir()
 	so.SyncAlways = true // an acknowledged write survives power loss
 	if opts.TLS != nil {
