@@ -44,6 +44,7 @@ type cluster struct {
 	dirs    []string
 	done    *ledger
 	nodes   [3]atomic.Pointer[member]
+	opened  []*member // all that ever ran
 }
 
 // member is one run of a node.
@@ -84,6 +85,13 @@ func newCluster(t testing.TB) *cluster {
 		}
 		c.dirs = append(c.dirs, t.TempDir())
 	}
+	t.Cleanup(func() { // after those of agents and clients, however late a node was started
+		for _, m := range c.opened {
+			m.end()
+			m.fabric.Server().Shutdown()
+			m.fabric.Close()
+		}
+	})
 	for i := range 3 {
 		c.start(i)
 	}
@@ -110,7 +118,7 @@ func (c *cluster) start(i int) *member {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &member{fabric: n, idle: &idleNodes{}, stop: cancel, draining: true} // until it is ready
-	t.Cleanup(func() { n.Server().Shutdown(); n.Close() })
+	c.opened = append(c.opened, m)
 	m.reg, err = kv.OpenRegistry(kv.RegistryOptions{Fabric: n.Fabric(), Node: name, Replicas: 3, File: filepath.Join(c.dirs[i], "index.db"), Logger: quiet()})
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +156,6 @@ func (c *cluster) start(i int) *member {
 	}
 	m.router.Attach(id, m.hosted)
 	c.nodes[i].Store(m)
-	t.Cleanup(func() { m.end() })
 	return m
 }
 
@@ -183,6 +190,9 @@ func (m *member) end() {
 	}
 	stop()
 	m.wg.Wait()
+	if m.hosted == nil {
+		return // the test failed while it was opened
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // nothing to wait for
 	m.hosted.Close(ctx)

@@ -181,12 +181,31 @@ func (l *Link) move(nc *nats.Conn) {
 		next.Close()
 		return
 	}
+	l.back(next)
 	l.tell(next)
 	l.wg.Go(func() { l.retire(old) })
 }
 
+// back has the legs that still have calls get their replies over nc too.
+func (l *Link) back(nc *nats.Conn) {
+	l.mu.Lock()
+	var clients []*wire.Client
+	for g := range l.legs {
+		if g.left && g.calls > 0 {
+			clients = append(clients, g.client)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range clients {
+		if err := c.Backup(nc); err != nil {
+			l.c.Logger.Debug("replies under way have one way only", "err", err)
+		}
+	}
+}
+
 // retire closes a leg once its calls are over. If its server is gone before
-// that, its connection is made again elsewhere, and the replies follow.
+// that, its connection is made again elsewhere, and messages follow; what is
+// lost in between is no reply, since those come over the new leg too.
 func (l *Link) retire(g *leg) {
 	select {
 	case <-g.idle:

@@ -109,8 +109,10 @@ func (a *Agent) Close(ctx context.Context) error {
 	a.draining.Store(true)
 	var errs []error
 	if l.nc.IsConnected() {
-		if err := l.reg.Remove(ctx, record); err != nil && !errors.Is(err, nats.ErrNoResponders) {
+		if err := l.reg.Remove(ctx, record); errors.Is(err, kv.ErrRefused) {
 			errs = append(errs, err)
+		} else if err != nil { // the record goes with the connection
+			a.log.Debug("not removed from the registry", "err", err)
 		}
 	}
 	since := time.Now()

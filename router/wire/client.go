@@ -44,6 +44,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	pending map[string]*call
+	backups []*nats.Subscription
 }
 
 var _ router.Handler = (*Client)(nil)
@@ -73,9 +74,37 @@ func NewClient(nc *nats.Conn) (*Client, error) {
 	return c, nil
 }
 
+// backupDelay is how long a reply that came another way waits for the one way
+// that keeps the order of frames.
+const backupDelay = 100 * time.Millisecond
+
+// Backup has the last frames of requests in flight come over nc too, while the
+// client's own connection may be lost and made again: no reply is then missed.
+func (c *Client) Backup(nc *nats.Conn) error {
+	sub, err := nc.Subscribe(c.inbox+"*", func(msg *nats.Msg) {
+		switch msg.Header.Get(hdrFrame) {
+		case frameMsg, frameAlive:
+		default:
+			time.AfterFunc(backupDelay, func() { c.onFrame(msg) }) // of no effect if the request is over
+		}
+	})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.backups = append(c.backups, sub)
+	c.mu.Unlock()
+	return nc.Flush()
+}
+
 // Close fails the requests in flight and stops the client.
 func (c *Client) Close() {
-	_ = c.sub.Unsubscribe() // fails only when the connection is closed already
+	c.mu.Lock()
+	subs := append(c.backups, c.sub)
+	c.mu.Unlock()
+	for _, s := range subs {
+		_ = s.Unsubscribe() // fails only when the connection is closed already
+	}
 	close(c.stop)
 	<-c.done
 	c.failAll(func(*call) bool { return true }, "the client was closed")
