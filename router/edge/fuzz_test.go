@@ -1,6 +1,7 @@
 package edge_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -74,15 +75,22 @@ func checkAnswer(t *testing.T, w *httptest.ResponseRecorder) {
 			t.Fatalf("200 with %q", body)
 		}
 	case w.Code >= 400 && w.Code < 500:
-		var msg struct {
+		type answer struct {
 			JSONRPC string
 			Error   *struct {
 				Code    int
 				Message string
 			}
 		}
-		if err := json.Unmarshal(body, &msg); err != nil || msg.JSONRPC != "2.0" || msg.Error == nil || msg.Error.Code == 0 || msg.Error.Message == "" {
-			t.Fatalf("%d with %q: %v", w.Code, body, err)
+		all := make([]answer, 1)
+		err := json.Unmarshal(body, &all[0])
+		if bytes.HasPrefix(body, []byte("[")) { // a batch of which nothing was any use
+			err = json.Unmarshal(body, &all)
+		}
+		for _, msg := range all {
+			if err != nil || msg.JSONRPC != "2.0" || msg.Error == nil || msg.Error.Code == 0 || msg.Error.Message == "" {
+				t.Fatalf("%d with %q: %v", w.Code, body, err)
+			}
 		}
 	default:
 		t.Fatalf("status %d: %s", w.Code, body)

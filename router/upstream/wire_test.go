@@ -178,8 +178,11 @@ func TestOddHTTP(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.Close()
-			for range 2 {
+			for i := range 2 {
 				_, err = b.Serve(t.Context(), in(t, "", toolCall), router.Discard)
+				if i > 0 && tt.ok && errors.Is(err, router.ErrOutcomeUnknown) {
+					continue // sent on the first's connection just before its end was seen
+				}
 				if tt.ok != (err == nil) || err != nil && !errors.Is(err, router.ErrOutcomeUnknown) {
 					t.Errorf("got %v", err)
 				}
