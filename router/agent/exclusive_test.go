@@ -44,8 +44,8 @@ func wait[T any](t testing.TB, what string, c <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-c:
-	case <-time.After(5 * time.Second):
-		t.Fatalf("%s: not within 5 s", what)
+	case <-time.After(15 * time.Second):
+		t.Fatalf("%s: not within 15 s", what)
 	}
 	return v
 }
