@@ -47,6 +47,7 @@ func onDisk(t testing.TB) string {
 	old.Node = "n1"
 	l.write(t, old)
 	n.shows(t, "demo", "b gone old")
+	n.synced(t) // the updates may be heard before it could be compared
 	if err := kv.Flush(n.Registry); err != nil {
 		t.Fatal(err)
 	}
