@@ -121,6 +121,12 @@ func TestExclusiveLost(t *testing.T) {
 	wait(t, "first attached", one.Registered())
 	two, nc2, _ := l.exclusive(t, "ledger", true)
 	rec := *l.reg.Instances("ledger")[0]
+	for end := time.Now().Add(15 * time.Second); rec.Info.Name == ""; rec = *l.reg.Instances("ledger")[0] {
+		if time.Now().After(end) { // else it might register what its server says, and so win the name back
+			t.Fatal("the first does not say what its server is")
+		}
+		time.Sleep(time.Millisecond) // between two looks
+	}
 	// The node thinks the connection ended, the agent does not know yet.
 	l.registrar.Disconnected(rec.Conn)
 	wait(t, "second attached", two.Registered())
