@@ -51,6 +51,14 @@ type BucketConfig struct {
 	Generation  int    // counts how often the region's history was forced or rebuilt; 0 = 1
 	Replicas    int    // 0 = 1
 	Description string
+
+	// Flat makes indexes follow only the keys of one token. The others are
+	// written together with one of those, see [Bucket.Write], and read from the
+	// bucket's leader.
+	Flat bool
+	// MarkerTTL is how long a purged key leaves a marker; 0 = 1 h. An index that
+	// missed a marker finds out when it compares everything.
+	MarkerTTL time.Duration
 }
 
 func (c *BucketConfig) defaults() {
@@ -58,6 +66,9 @@ func (c *BucketConfig) defaults() {
 		c.Region = "local"
 	}
 	c.Generation, c.Replicas = max(c.Generation, 1), max(c.Replicas, 1)
+	if c.MarkerTTL == 0 {
+		c.MarkerTTL = markerTTL
+	}
 }
 
 // Name is the bucket's name, "<kind>_<region>_g<generation>".
@@ -93,7 +104,9 @@ func (c BucketConfig) stream() jetstream.StreamConfig {
 		DenyDelete:        true,
 		AllowDirect:       true,
 		AllowMsgTTL:       true,
-		RePublish:         &jetstream.RePublish{Source: "$KV." + c.Name() + ".>", Destination: c.Feed() + ".>"},
+
+		AllowAtomicPublish: c.Flat,
+		RePublish:          &jetstream.RePublish{Source: "$KV." + c.Name() + ".>", Destination: c.Feed() + ".>"},
 	}
 }
 
@@ -106,7 +119,10 @@ type Bucket struct {
 	name   string
 	stream string
 	prefix string // of the subjects of keys
-	window window
+	keys   string // wildcard of the keys that indexes follow
+
+	batches chan struct{} // has an element for each batch that is open
+	window  window
 }
 
 // NewBucket returns the bucket that cfg describes, reached through nc. Nothing
@@ -118,7 +134,11 @@ func NewBucket(nc *nats.Conn, cfg BucketConfig) (*Bucket, error) {
 	}
 	cfg.defaults()
 	name := cfg.Name()
-	return &Bucket{nc: nc, js: js, cfg: cfg, name: name, stream: "KV_" + name, prefix: "$KV." + name + "."}, nil
+	b := &Bucket{nc: nc, js: js, cfg: cfg, name: name, stream: "KV_" + name, prefix: "$KV." + name + ".", keys: ">", batches: make(chan struct{}, batchesAtOnce)}
+	if cfg.Flat {
+		b.keys = "*"
+	}
+	return b, nil
 }
 
 // Name is the bucket's name.
@@ -136,10 +156,11 @@ func (b *Bucket) Ensure(ctx context.Context) error {
 		_, err = b.js.CreateStream(ctx, want)
 	case err == nil:
 		cfg := have.CachedInfo().Config
-		if cfg.Replicas == want.Replicas && cfg.AllowMsgTTL && cfg.RePublish != nil && *cfg.RePublish == *want.RePublish {
+		if cfg.Replicas == want.Replicas && cfg.AllowMsgTTL && cfg.AllowAtomicPublish == want.AllowAtomicPublish && cfg.RePublish != nil && *cfg.RePublish == *want.RePublish {
 			return nil
 		}
 		cfg.Replicas, cfg.AllowMsgTTL, cfg.RePublish = want.Replicas, true, want.RePublish
+		cfg.AllowAtomicPublish = want.AllowAtomicPublish
 		_, err = b.js.UpdateStream(ctx, cfg)
 	}
 	if err != nil {
@@ -154,6 +175,10 @@ type Entry struct {
 	Value []byte
 	Rev   uint64
 	Gone  bool // deleted or purged: Rev is the marker's
+
+	// covers is how many of the revisions before Rev were written with it, to
+	// keys that indexes do not follow.
+	covers uint64
 }
 
 // Get asks the bucket's leader for a key. What is deleted, and what never was,
@@ -175,7 +200,7 @@ func (b *Bucket) after(ctx context.Context, seq uint64) (Entry, error) {
 	return b.ask(ctx, struct {
 		Seq  uint64 `json:"seq"`
 		Next string `json:"next_by_subj"`
-	}{seq, b.prefix + ">"})
+	}{seq, b.prefix + b.keys})
 }
 
 func (b *Bucket) ask(ctx context.Context, req any) (Entry, error) {
@@ -221,7 +246,8 @@ type bucketInfo struct {
 		LastSeq uint64 `json:"last_seq"`
 	} `json:"state"`
 	Cluster *struct {
-		Leader string `json:"leader"`
+		Leader   string    `json:"leader"`
+		Replicas []Replica `json:"replicas"`
 	} `json:"cluster"`
 }
 
@@ -280,11 +306,18 @@ func (b *Bucket) Update(ctx context.Context, key string, value []byte, base uint
 // Purge removes key if its revision is still base. It fails with ErrConflict;
 // after any other error the outcome is unknown.
 func (b *Bucket) Purge(ctx context.Context, key string, base uint64) error {
-	h := nats.Header{"KV-Operation": {"PURGE"}, jetstream.MsgRollup: {jetstream.MsgRollupSubject}, "Nats-TTL": {markerTTL.String()}}
-	if _, err := b.publish(ctx, &nats.Msg{Subject: b.prefix + key, Header: h}, base); err != nil {
-		return fmt.Errorf("purge %s from %s at revision %d: %w", key, b.name, base, err)
+	_, err := b.Remove(ctx, key, base)
+	return err
+}
+
+// Remove is Purge, and returns the revision of the marker that it leaves.
+func (b *Bucket) Remove(ctx context.Context, key string, base uint64) (uint64, error) {
+	h := nats.Header{"KV-Operation": {"PURGE"}, jetstream.MsgRollup: {jetstream.MsgRollupSubject}, "Nats-TTL": {b.cfg.MarkerTTL.String()}}
+	rev, err := b.publish(ctx, &nats.Msg{Subject: b.prefix + key, Header: h}, base)
+	if err != nil {
+		return 0, fmt.Errorf("purge %s from %s at revision %d: %w", key, b.name, base, err)
 	}
-	return nil
+	return rev, nil
 }
 
 func (b *Bucket) publish(ctx context.Context, msg *nats.Msg, base uint64) (uint64, error) {

@@ -94,7 +94,7 @@ func OpenIndex(b *Bucket, opts IndexOptions) (*Index, error) {
 		ix.load()
 	}
 	var err error
-	if ix.sub, err = b.nc.ChanSubscribe(b.cfg.Feed()+".>", ix.feed); err == nil {
+	if ix.sub, err = b.nc.ChanSubscribe(b.cfg.Feed()+"."+b.keys, ix.feed); err == nil {
 		// A new leader may not have republished what the old one stored last.
 		ix.elect, err = b.nc.Subscribe("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED."+b.stream, func(*nats.Msg) {
 			ix.Kick()
@@ -235,7 +235,13 @@ func (b *Bucket) entry(m *nats.Msg) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("sequence: %w", err)
 	}
-	return Entry{Key: key, Value: m.Data, Rev: seq, Gone: marks(h)}, nil
+	e := Entry{Key: key, Value: m.Data, Rev: seq, Gone: marks(h)}
+	if c := h.Get(coversHeader); c != "" {
+		if e.covers, err = strconv.ParseUint(c, 10, 8); err != nil {
+			return Entry{}, fmt.Errorf("%s: %w", coversHeader, err)
+		}
+	}
+	return e, nil
 }
 
 // lastValues makes Get return what the server added: it appends its headers to
@@ -255,16 +261,16 @@ func (ix *Index) heard(batch []Entry) {
 	defer ix.mu.Unlock()
 	behind, odd := false, false
 	for _, e := range batch {
-		switch gap := ix.seen > ix.seq; {
+		switch first, gap := e.Rev-e.covers, ix.seen > ix.seq; {
 		case e.Rev <= ix.seq:
 			// Fetched before it was heard; or the stream was made anew.
-			odd = odd || ix.revs[e.Key] < e.Rev
-		case e.Rev == ix.seq+1 && !gap:
+			odd = odd || max(ix.revs[e.Key], ix.dead[e.Key]) < e.Rev
+		case first <= ix.seq+1 && !gap:
 			ix.seq, ix.seen = e.Rev, e.Rev
-		case gap && e.Rev == ix.seen+1:
+		case gap && e.Rev > ix.seen && first <= ix.seen+1:
 			ix.seen = e.Rev
 		case e.Rev > ix.seen:
-			ix.runFrom, ix.seen = e.Rev, e.Rev
+			ix.runFrom, ix.seen = first, e.Rev
 			ix.gaps++
 			behind = true
 		}
@@ -276,6 +282,17 @@ func (ix *Index) heard(batch []Entry) {
 	if behind || odd {
 		ix.Kick()
 	}
+}
+
+// Learn tells the index what its node has just written, so that it need not
+// wait for the feed. A key that is gone stays so when older updates of it come.
+func (ix *Index) Learn(e Entry) {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if e.Gone && e.Rev > ix.seq {
+		defer func() { ix.dead[e.Key] = max(ix.dead[e.Key], e.Rev) }()
+	}
+	ix.apply([]Entry{e})
 }
 
 // apply passes on what is newer than what is known. The caller holds ix.mu.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -111,8 +112,8 @@ func (ix *Index) pass(full, believe bool) (waiting []chan error, err error) {
 	ix.passing = false
 	again := !ix.confirmed && err == nil
 	ix.confirmed = err == nil
-	if ix.seen == ix.seq {
-		clear(ix.dead)
+	if ix.seen == ix.seq { // what the feed brings late is older than seq, or told by Learn
+		maps.DeleteFunc(ix.dead, func(_ string, rev uint64) bool { return rev <= ix.seq })
 	}
 	ix.mu.Unlock()
 	if again && ix.opts.OnLeader != nil {
@@ -301,7 +302,7 @@ func (ix *Index) forget(old uint64) {
 // replica answers. It returns the sequence up to which it is complete.
 func (ix *Index) fetch(ctx context.Context, from uint64, take func([]Entry)) (uint64, error) {
 	for {
-		batch, through, more, err := ix.bucket.direct(ctx, from)
+		batch, through, more, err := ix.bucket.direct(ctx, from, ix.bucket.keys)
 		if err != nil {
 			return 0, err
 		}
@@ -316,14 +317,14 @@ func (ix *Index) fetch(ctx context.Context, from uint64, take func([]Entry)) (ui
 }
 
 // direct reads a batch by direct get: entries from sequence from on, the last
-// sequence among them, and whether there are more.
-func (b *Bucket) direct(ctx context.Context, from uint64) (batch []Entry, through uint64, more bool, err error) {
+// sequence among them, and whether there are more. keys is a wildcard.
+func (b *Bucket) direct(ctx context.Context, from uint64, keys string) (batch []Entry, through uint64, more bool, err error) {
 	req, err := json.Marshal(struct {
 		Seq   uint64 `json:"seq"`
 		Next  string `json:"next_by_subj"`
 		Batch int    `json:"batch"`
 		Bytes int    `json:"max_bytes"`
-	}{from, b.prefix + ">", fetchBatch, fetchBytes})
+	}{from, b.prefix + keys, fetchBatch, fetchBytes})
 	if err != nil {
 		return nil, 0, false, err
 	}
