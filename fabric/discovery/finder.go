@@ -114,7 +114,8 @@ func NewFinder(cfg Config) (*Finder, error) {
 		routes: cfg.Routes, found: map[string]Finding{}, peers: map[string]conn{},
 		since: time.Now(), applied: base,
 	}
-	_, f.links = cfg.Routes.initial()
+	f.routes.strangers = strangers(cfg.Routes.Found)
+	_, f.links = f.routes.initial()
 	f.setProber(cfg.Routes.Username, cfg.Routes.Password)
 	for _, p := range cfg.Routes.Peers {
 		f.entries = append(f.entries, &entry{peer: p, wake: make(chan struct{}, 1)})
@@ -249,7 +250,7 @@ func (f *Finder) probe(ctx context.Context, a target) {
 	}
 	f.mu.Lock()
 	prober := f.prober
-	login := f.links.suspect(a.addr, time.Now(), f.timing) || f.found[a.addr].Outcome == Unauthorized
+	login := !f.settled(f.found[a.addr]) // before the server is given a route, or keeps it
 	f.mu.Unlock()
 	x := prober.ask(ctx, a.addr, a.host, login)
 	if ctx.Err() != nil {
@@ -261,6 +262,12 @@ func (f *Finder) probe(ctx context.Context, a target) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.note(x)
+	switch {
+	case x.Outcome.stranger():
+		f.routes.strangers[a.addr] = true
+	case x.Outcome == Member:
+		delete(f.routes.strangers, a.addr)
+	}
 	grace := f.timing.Hold
 	if slices.Contains(f.routes.direct(), a.addr) {
 		grace = f.timing.Grace
@@ -293,6 +300,11 @@ func (o Outcome) misconfigured() bool {
 		return true
 	}
 	return false
+}
+
+// stranger reports whether something else is there than a node of this cluster.
+func (o Outcome) stranger() bool {
+	return o == OtherCluster || o == Unauthorized || o == NotNATS
 }
 
 // apply gives the server its routes if they are not those it has.

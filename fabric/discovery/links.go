@@ -24,13 +24,6 @@ type link struct {
 // route that differs: the path does, which routes ignore otherwise.
 type links map[string]*link
 
-// suspect reports whether addr has been a member without a lasting connection for
-// so long that its login should be tried.
-func (ls links) suspect(addr string, now time.Time, t Timing) bool {
-	l := ls[addr]
-	return l != nil && !l.waiting.IsZero() && now.Sub(l.waiting) >= t.Grace
-}
-
 // judge takes in a finding. c is the connection to the node found, if any; grace
 // is how long that is left to come by itself; dial is for a route that is added now.
 func (ls links) judge(x Finding, c conn, dial string, grace time.Duration, now time.Time, t Timing) {

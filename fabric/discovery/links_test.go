@@ -57,23 +57,6 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-func TestLinksAskForALoginInTime(t *testing.T) {
-	timing := Timing{Grace: 2 * time.Second, Again: time.Hour, Drop: time.Hour}
-	ls := links{}
-	now := time.Now()
-	for i, want := range []bool{false, false, true, true} {
-		if got := ls.suspect("a", now, timing); got != want {
-			t.Errorf("second %d: suspect %t, want %t", i, got, want)
-		}
-		ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x"}, "", time.Hour, now, timing)
-		now = now.Add(time.Second)
-	}
-	ls.judge(Finding{Addr: "a", Outcome: Member}, conn{id: "x", settled: true}, "", time.Hour, now, timing)
-	if ls.suspect("a", now, timing) {
-		t.Error("a connected member is suspect")
-	}
-}
-
 func TestLinksAreBounded(t *testing.T) {
 	ls := links{}
 	for i := range 2 * maxLinks {

@@ -20,6 +20,8 @@ type RouteConfig struct {
 	Username string    // route credentials
 	Password string
 
+	strangers map[string]bool // addresses known to lead elsewhere; see direct
+
 	// TLS says that certificates are verified on routes. Then the server is given
 	// names as they are, since it verifies by them, and resolves them itself.
 	TLS bool
@@ -46,6 +48,7 @@ func Routes(c RouteConfig) ([]*url.URL, error) {
 	if len(c.others()) == 0 {
 		return nil, ErrAlone
 	}
+	c.strangers = strangers(c.Found)
 	direct, found := c.initial()
 	return c.fill(direct, found), nil
 }
@@ -76,6 +79,10 @@ func (c RouteConfig) fill(direct []string, found links) []*url.URL {
 	blanks := []string{c.self()}
 	if c.TLS { // with itself a server may fail to shake hands, and would try for ever
 		blanks = direct
+		if len(blanks) == 0 { // better strangers than too few: they have other certificates
+			c.strangers = nil
+			blanks = c.direct()
+		}
 	}
 	for i := 0; len(routes) < c.Voters; i++ {
 		routes = append(routes, routeURL(blanks[i%len(blanks)], c.Username, c.Password, ""))
@@ -90,9 +97,24 @@ func (c RouteConfig) others() Peers {
 	return slices.DeleteFunc(slices.Clone(c.Peers), func(p Peer) bool { return own[p.String()] })
 }
 
-// direct returns the peers whose connection the server sees to by itself.
+// direct returns the peers whose connection the server sees to by itself: not
+// those that lead to another cluster. One of the same name would be let in for
+// the moment until it refuses the credentials, and that is enough for
+// nats-server to tell every node of this cluster of it, each of which then tries
+// for ever, ten times a second.
 func (c RouteConfig) direct() []string {
-	return slices.DeleteFunc(c.others(), func(p Peer) bool { return p.IsName() && !c.TLS }).Strings()
+	return slices.DeleteFunc(c.others(), func(p Peer) bool { return p.IsName() && !c.TLS || c.strangers[p.String()] }).Strings()
+}
+
+// strangers are the addresses at which something else was found.
+func strangers(found []Finding) map[string]bool {
+	m := map[string]bool{}
+	for _, x := range found {
+		if x.Outcome.stranger() {
+			m[x.Addr] = true
+		}
+	}
+	return m
 }
 
 // self is an address at which this server reaches itself.
