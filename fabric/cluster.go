@@ -134,6 +134,15 @@ func (n *Node) Search() discovery.View {
 	return n.member.finder.View()
 }
 
+// Misconfigured says which of the peers are of no use, and why: what a person
+// must put right.
+func (n *Node) Misconfigured() []string {
+	if n.member == nil || n.member.finder == nil {
+		return nil
+	}
+	return n.member.finder.Misconfigured()
+}
+
 // Forget gives a node up that was removed for good.
 func (n *Node) Forget(name string) {
 	if n.member != nil {

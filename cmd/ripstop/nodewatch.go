@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"ripstop/fabric/raft"
@@ -207,6 +208,9 @@ func (n *node) report() failover.Report {
 			r.Problems = append(r.Problems, err.Error())
 		}
 	}
+	if !errors.Is(why, errAlone) { // which names them all
+		r.Problems = append(r.Problems, n.fabric.Misconfigured()...)
+	}
 	return r
 }
 
@@ -217,6 +221,26 @@ var (
 	errAlone    = errors.New("no other node of the cluster has been reached since the start")
 )
 
+// alone is errAlone with what was found at each of the peers.
+func (n *node) alone() error {
+	var found []string
+	for _, e := range n.fabric.Search().Entries {
+		if e.Error != "" {
+			found = append(found, e.Error)
+			continue
+		}
+		for _, a := range e.Addresses {
+			if a.Error != "" {
+				found = append(found, a.Error)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return errAlone
+	}
+	return fmt.Errorf("%w; it goes on looking: %s", errAlone, strings.Join(found, "; "))
+}
+
 // gate says whether buckets can be written from here, and why not. A relay
 // knows no leader of its own: it goes by what voters say.
 func (n *node) gate() (state string, why error) {
@@ -226,8 +250,8 @@ func (n *node) gate() (state string, why error) {
 		return failover.GateWritable, nil
 	case n.fabric.Voter() && raft.MetaLeader(n.fabric.Server()) != "":
 		return failover.GateWritable, nil
-	case n.fabric.Voter() && len(routes.Peers()) == 0 && !n.metPeers.Load():
-		return failover.GateStandalone, errAlone
+	case len(routes.Peers()) == 0 && !n.metPeers.Load():
+		return failover.GateStandalone, n.alone()
 	case n.fabric.Voter() && len(n.fabric.Roster()) == 0:
 		return failover.GateReadOnly, errFirst
 	case n.fabric.Voter():

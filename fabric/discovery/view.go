@@ -100,14 +100,35 @@ func (f *Finder) Addrs(name string) []string {
 	return slices.Sorted(maps.Keys(set))
 }
 
-// warnings are what a person should put right. f.mu is held.
-func (f *Finder) warnings() []string {
+// Misconfigured says which peers are of no use, and why, as far as waiting does
+// not mend it: what a person must put right.
+func (f *Finder) Misconfigured() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.misconfigured()
+}
+
+func (f *Finder) misconfigured() []string {
 	var out []string
-	ids := map[string][]Finding{}
 	for _, x := range f.found {
 		if x.Outcome.misconfigured() {
 			out = append(out, x.Err.Error())
 		}
+	}
+	for _, e := range f.entries {
+		if e.err != nil {
+			out = append(out, e.err.Error())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// warnings are what a person should look at. f.mu is held.
+func (f *Finder) warnings() []string {
+	out := f.misconfigured()
+	ids := map[string][]Finding{}
+	for _, x := range f.found {
 		if x.Outcome == Member && !slices.ContainsFunc(ids[x.Identity.Name], func(y Finding) bool { return y.Identity.ID == x.Identity.ID }) {
 			ids[x.Identity.Name] = append(ids[x.Identity.Name], x)
 		}
@@ -116,11 +137,6 @@ func (f *Finder) warnings() []string {
 		if len(xs) > 1 {
 			slices.SortFunc(xs, func(a, b Finding) int { return strings.Compare(a.Addr, b.Addr) })
 			out = append(out, fmt.Sprintf("node %s runs twice, at %s and at %s; stop one, or give it another --name", name, xs[0].Addr, xs[1].Addr))
-		}
-	}
-	for _, e := range f.entries {
-		if e.err != nil {
-			out = append(out, e.err.Error())
 		}
 	}
 	if !f.since.IsZero() {
