@@ -97,6 +97,16 @@ func (c counter) servers(t testing.TB, names ...string) string {
 	return path
 }
 
+// command is what follows `ripstop serve NAME` to attach one.
+func (c counter) command(t testing.TB) []string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--env", countEnv + "=" + c.file, "--", self}
+}
+
 // executed counts how often each call ran.
 func (c counter) executed(t testing.TB) map[string]int {
 	t.Helper()

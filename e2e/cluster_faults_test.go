@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -69,7 +70,7 @@ func TestFaults(t *testing.T) {
 	if !all() {
 		t.Skip("takes minutes; run it with RIPSTOP_E2E=all go test -run TestFaults ./e2e, or all seeds with: task e2e:full")
 	}
-	for _, class := range faultClasses {
+	for _, class := range slices.Concat(faultClasses, changeClasses) {
 		for _, seed := range seeds(t) {
 			t.Run(fmt.Sprintf("%s/seed=%d", class.name, seed), func(t *testing.T) {
 				if o, err := recorded(class.name, seed); err != nil {
@@ -235,7 +236,6 @@ func slowLinks(r *faultRun) {
 
 // joinAndLeave: two relays join under load, and leave for good. No call fails.
 func joinAndLeave(r *faultRun) {
-	none := bounds{calls: time.Second, writes: 250 * time.Millisecond}
 	for _, name := range []string{"n4", "n5"} {
 		r.fault(none, "join "+name)
 		m := r.join(name)

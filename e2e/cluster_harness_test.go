@@ -21,11 +21,13 @@ import (
 
 // clusterOptions say what cluster a test wants.
 type clusterOptions struct {
-	nodes   int      // voters: 3 or 5
-	netns   bool     // each node on a host of its own, whose links can be cut
-	proxied bool     // routes pass proxies, which can be slow
-	seed    uint64   // of the proxies
-	args    []string // for every node
+	nodes   int                       // voters: 3 or 5
+	netns   bool                      // each node on a host of its own, whose links can be cut
+	proxied bool                      // routes pass proxies, which can be slow
+	seed    uint64                    // of the proxies
+	args    []string                  // for every node
+	builds  func(t testing.TB)        // what must not happen under load; may be nil
+	binary  func(t testing.TB) string // of every node at first; nil = ripstop as it is
 	servers func(name string) string
 }
 
@@ -38,6 +40,8 @@ type member struct {
 	peers               []string
 	voter               bool
 	args                []string
+	binary              string   // "" = ripstop as it is
+	env                 []string // for its process
 	p                   *process
 	runs                int
 	up                  bool // is meant to run, and not paused
@@ -59,6 +63,9 @@ const clusterTimeout = 30 * time.Second // for a cluster to form, and a node to 
 // startCluster starts a cluster and waits until it is ready.
 func startCluster(t testing.TB, opts clusterOptions) *cluster {
 	t.Helper()
+	if opts.builds != nil {
+		opts.builds(t)
+	}
 	c := &cluster{t: t, opts: opts, dir: t.TempDir()}
 	if opts.netns {
 		w, err := lab.NewNet(opts.nodes)
@@ -98,6 +105,9 @@ func (c *cluster) add(name string) *member {
 	c.t.Helper()
 	i := len(c.members)
 	m := &member{name: name, host: i}
+	if c.opts.binary != nil {
+		m.binary = c.opts.binary(c.t)
+	}
 	if c.net != nil {
 		ip := c.net.Addr(i)
 		m.nats, m.http, m.cluster = ip+":4222", ip+":8080", ip+":6222"
@@ -117,10 +127,10 @@ func (c *cluster) add(name string) *member {
 }
 
 // join starts one more node, a relay, and waits until it is ready.
-func (c *cluster) join(name string) *member {
+func (c *cluster) join(name string, env ...string) *member {
 	c.t.Helper()
 	m := c.add(name)
-	m.peers = c.members[0].peers
+	m.peers, m.env = c.members[0].peers, env
 	c.start(m)
 	c.awaitReady(m)
 	return m
@@ -166,10 +176,15 @@ func (c *cluster) start(m *member) {
 		args = append(args, "--insecure")
 	}
 	args = append(append(args, c.opts.args...), m.args...)
-	cmd := exec.Command(ripstop(c.t), args...)
-	if c.net != nil {
-		cmd = c.net.Command(m.host, ripstop(c.t), args...)
+	binary := m.binary
+	if binary == "" {
+		binary = ripstop(c.t)
 	}
+	cmd := exec.Command(binary, args...)
+	if c.net != nil {
+		cmd = c.net.Command(m.host, binary, args...)
+	}
+	cmd.Env = append(cmd.Env, m.env...)
 	c.save(m)
 	m.p = launch(c.t, cmd)
 	m.runs++

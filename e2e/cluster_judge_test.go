@@ -83,7 +83,7 @@ func TestJudge(t *testing.T) {
 
 // TestFloorOfARun: a run in which one stream was too slow is invalid.
 func TestFloorOfARun(t *testing.T) {
-	r := &faultRun{cluster: &cluster{opts: clusterOptions{nodes: 2}, members: []*member{{name: "n1"}, {name: "n2"}}}, windows: []*window{{At: 2 * time.Second}}}
+	r := &faultRun{first: []*member{{name: "n1"}, {name: "n2"}}, windows: []*window{{At: 2 * time.Second}}}
 	full := func(keep func(op lab.Op) bool) []lab.Op {
 		ops := traffic(func(*lab.Op) {})
 		for _, op := range ops {

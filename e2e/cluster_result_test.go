@@ -59,6 +59,11 @@ func (r *faultRun) publish(o *outcome, ops []lab.Op) {
 		}
 	}
 	r.t.Log("\n" + o.line())
+	for _, w := range o.Schedule {
+		if w.bounds.failed >= 0 && w.Failed > 0 { // within the slack, if any
+			r.t.Logf("%s: %d calls failed: %q", w.Name, w.Failed, w.Which)
+		}
+	}
 	if dir := os.Getenv("RIPSTOP_E2E_RESULTS"); dir != "" {
 		if err := o.write(dir); err != nil {
 			r.t.Error(err)

@@ -23,6 +23,8 @@ type bounds struct {
 	stuck bool // clients of the dead nodes stay with them, and are not judged
 }
 
+const someFailed = 5 // calls that are shown of those that failed
+
 // Bounds of the issue's promises.
 var (
 	killed   = bounds{calls: time.Second, writes: 250 * time.Millisecond, failed: -1}
@@ -54,6 +56,7 @@ type window struct {
 	Writes time.Duration // measured: the longest that a living node's registrations were silent
 	Failed int           // calls of the living to the living that failed
 	Worst  string        // the stream that Calls is of
+	Which  []string      `json:",omitempty"` // some of the calls that Failed counts
 	Wrong  []string      `json:",omitempty"` // registrations that were acknowledged and must not be
 }
 
@@ -61,6 +64,7 @@ type window struct {
 type faultRun struct {
 	*cluster
 	class   string
+	first   []*member // the nodes that the load began with
 	seed    uint64
 	rng     *rand.Rand
 	count   counter
@@ -83,6 +87,7 @@ func newRun(t *testing.T, class string, seed uint64, opts clusterOptions) *fault
 	opts.args = append(opts.args, "--demo=false")
 	opts.servers = func(name string) string { return r.count.servers(t, manyServer, ownServer(name)) }
 	r.cluster = startCluster(t, opts)
+	r.first = r.members
 	r.load = startLoad(r.cluster)
 	r.stall = lab.WatchStall(context.Background())
 	t.Cleanup(func() { r.load.stop(); r.stall.Stop() })
@@ -204,11 +209,11 @@ func (r *faultRun) floor(ops []lab.Op) error {
 	calls := lab.Streams(lab.Select(ops, isCall), func(op lab.Op) string { return op.Target })
 	writes := lab.Streams(lab.Select(ops, isWrite), func(lab.Op) string { return "registry" })
 	var wantCalls, wantWrites []string
-	for i, m := range r.members[:r.opts.nodes] {
+	for i, m := range r.first {
 		wantWrites = append(wantWrites, kindPut+" "+m.name+">registry")
 		wantCalls = append(wantCalls, kindHTTP+" "+m.name+">"+manyServer,
-			kindHTTP+" "+m.name+">"+ownServer(r.members[(i+1)%r.opts.nodes].name))
-		for _, s := range append([]string{manyServer}, ownServers(r.members[:r.opts.nodes])...) {
+			kindHTTP+" "+m.name+">"+ownServer(r.first[(i+1)%len(r.first)].name))
+		for _, s := range append([]string{manyServer}, ownServers(r.first)...) {
 			wantCalls = append(wantCalls, kindNATS+" "+m.name+">"+s)
 		}
 	}
@@ -242,7 +247,7 @@ func (r *faultRun) judge(ops []lab.Op) (late, wrong []string) {
 			late = append(late, fmt.Sprintf("%s at %s: registrations at living nodes were silent for %s, want less than %s", w.Name, w.At.Round(time.Millisecond), w.Writes.Round(time.Millisecond), b))
 		}
 		if b := w.bounds.failed; b >= 0 && w.Failed > b {
-			late = append(late, fmt.Sprintf("%s at %s: %d calls failed, want %d", w.Name, w.At.Round(time.Millisecond), w.Failed, b))
+			late = append(late, fmt.Sprintf("%s at %s: %d calls failed, want %d: %q", w.Name, w.At.Round(time.Millisecond), w.Failed, b, w.Which))
 		}
 		for _, what := range w.Wrong {
 			wrong = append(wrong, fmt.Sprintf("%s at %s: %s", w.Name, w.At.Round(time.Millisecond), what))
@@ -284,8 +289,11 @@ func (w *window) measure(ops []lab.Op) {
 	})
 	from := w.At - min(w.At, 500*time.Millisecond)
 	for name, stream := range lab.Streams(calls, func(op lab.Op) string { return op.Target }) {
-		n, lasted := lab.Failures(stream, w.At, w.Until)
-		w.Failed += n
+		failed, lasted := lab.Failures(stream, w.At, w.Until)
+		w.Failed += len(failed)
+		for _, op := range failed[:min(len(failed), someFailed-min(len(w.Which), someFailed))] {
+			w.Which = append(w.Which, fmt.Sprintf("%s at %s, for %s: %s, %s", op.ID, op.Call.Round(time.Millisecond), (op.Return-op.Call).Round(time.Millisecond), op.Outcome, op.Err))
+		}
 		if gap := max(lab.Silence(stream, from, w.Until), lasted); gap > w.Calls {
 			w.Calls, w.Worst = gap, name
 		}

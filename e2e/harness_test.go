@@ -45,24 +45,25 @@ var builds struct {
 	done map[string]string
 }
 
-// build compiles a package once for the whole run and returns the binary.
-func build(t testing.TB, pkg, name string) string {
+// build compiles a package once for the whole run and returns the binary, which
+// is called name. What it is built with besides, more, goes with the name.
+func build(t testing.TB, pkg, name string, more ...string) string {
 	t.Helper()
 	builds.Lock()
 	defer builds.Unlock()
-	if path := builds.done[pkg]; path != "" {
+	if path := builds.done[name]; path != "" {
 		return path
 	}
 	out := filepath.Join(builds.dir, name)
-	args := []string{"build", "-o", out}
+	args := append([]string{"build", "-o", out}, more...)
 	if os.Getenv("RIPSTOP_E2E_RACE") != "" {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, pkg)...)
 	if data, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, data)
+		t.Fatalf("build %s: %v\n%s", name, err, data)
 	}
-	builds.done[pkg] = out
+	builds.done[name] = out
 	return out
 }
 
@@ -134,7 +135,7 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, stderr: &syncBuffer{}, lines: make(chan string, 1000), done: make(chan struct{})}
 	p.cmd.Stderr = p.stderr
-	p.cmd.Env = append(os.Environ(), "NO_COLOR=1")
+	p.cmd.Env = append(append(os.Environ(), "NO_COLOR=1"), cmd.Env...)
 	p.cmd.Dir = t.TempDir()
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -207,11 +208,16 @@ type node struct {
 // args name one.
 func startNode(t testing.TB, args ...string) *node {
 	t.Helper()
+	return startNodeOf(t, ripstop(t), args...)
+}
+
+func startNodeOf(t testing.TB, binary string, args ...string) *node {
+	t.Helper()
 	full := []string{"start", "--nats-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"}
 	if !strings.Contains(strings.Join(args, " "), "--data-dir") {
 		full = append(full, "--data-dir", filepath.Join(t.TempDir(), "data"))
 	}
-	n := &node{process: start(t, ripstop(t), append(full, args...)...)}
+	n := &node{process: start(t, binary, append(full, args...)...)}
 	n.nats = wordWith(n.expect(t, "MCP over NATS", 20*time.Second), "nats://")
 	n.http = strings.TrimSuffix(wordWith(n.expect(t, "/health", time.Second), "http://"), "/health")
 	return n

@@ -29,19 +29,19 @@ func Silence(stream []Op, from, to time.Duration) time.Duration {
 // flying is how long before a fault what it hits may have been begun.
 const flying = 100 * time.Millisecond
 
-// Failures counts the operations of a stream that failed in [from, to), and says
+// Failures returns the operations of a stream that failed in [from, to), and says
 // how long after from the last of them was begun: for how long operations are
 // begun in vain. What was in flight at from belongs to it, what was in flight at
 // to does not.
-func Failures(stream []Op, from, to time.Duration) (n int, lasted time.Duration) {
+func Failures(stream []Op, from, to time.Duration) (failed []Op, lasted time.Duration) {
 	for _, op := range stream {
 		hitBy := func(at time.Duration) bool { return op.Call >= at-flying && op.Call < at && op.Return >= at }
 		if op.Outcome != OK && (op.Call >= from && op.Call < to && !hitBy(to) || hitBy(from)) {
-			n++
+			failed = append(failed, op)
 			lasted = max(lasted, op.Call-from, 1)
 		}
 	}
-	return n, lasted
+	return failed, lasted
 }
 
 // Floor returns an error naming each stream that was acknowledged fewer than

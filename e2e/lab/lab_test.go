@@ -73,8 +73,8 @@ func TestSilence(t *testing.T) {
 }
 
 func TestFailures(t *testing.T) {
-	if n, lasted := lab.Failures(stream(fine), 200*ms, time.Second); n != 0 || lasted != 0 {
-		t.Errorf("no fault: %d, %s", n, lasted)
+	if failed, lasted := lab.Failures(stream(fine), 200*ms, time.Second); len(failed) != 0 || lasted != 0 {
+		t.Errorf("no fault: %d, %s", len(failed), lasted)
 	}
 	every3rd := stream(func(at time.Duration) lab.Outcome { // one of three instances is dead, and still chosen
 		if at >= 300*ms && at < 700*ms && at%(30*ms) == 0 {
@@ -82,19 +82,19 @@ func TestFailures(t *testing.T) {
 		}
 		return lab.OK
 	})
-	if n, lasted := lab.Failures(every3rd, 300*ms, time.Second); n != 14 || lasted != 390*ms {
-		t.Errorf("every third call failed: %d, %s, want 14, 390ms", n, lasted)
+	if failed, lasted := lab.Failures(every3rd, 300*ms, time.Second); len(failed) != 14 || lasted != 390*ms {
+		t.Errorf("every third call failed: %d, %s, want 14, 390ms", len(failed), lasted)
 	}
 	hit := stream(fine)
 	hit[29].Outcome, hit[29].Return = lab.Unknown, 900*ms // begun at 290 ms
-	if n, lasted := lab.Failures(hit, 295*ms, time.Second); n != 1 || lasted <= 0 {
-		t.Errorf("in flight at the fault: %d, %s", n, lasted)
+	if failed, lasted := lab.Failures(hit, 295*ms, time.Second); len(failed) != 1 || lasted <= 0 {
+		t.Errorf("in flight at the fault: %d, %s", len(failed), lasted)
 	}
-	if n, _ := lab.Failures(hit, 0, 295*ms); n != 0 {
-		t.Errorf("in flight at the next fault: %d, want 0", n)
+	if failed, _ := lab.Failures(hit, 0, 295*ms); len(failed) != 0 {
+		t.Errorf("in flight at the next fault: %d, want 0", len(failed))
 	}
-	if n, _ := lab.Failures(hit, 500*ms, time.Second); n != 0 {
-		t.Errorf("begun long before: %d, want 0", n)
+	if failed, _ := lab.Failures(hit, 500*ms, time.Second); len(failed) != 0 {
+		t.Errorf("begun long before: %d, want 0", len(failed))
 	}
 }
 
