@@ -177,6 +177,7 @@ type Event struct {
 	At     time.Time     `json:"at"`
 	Cause  Cause         `json:"cause,omitempty"`
 	Reason string        `json:"reason,omitempty"` // for people
+	Server string        `json:"server,omitempty"` // node_down: id of the NATS server that is gone; "" = not known
 	Took   time.Duration `json:"took,omitempty"`   // node_down: since the first sign of its loss, in ns
 }
 

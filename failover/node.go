@@ -31,7 +31,7 @@ func (m *Monitor) lost(now time.Time, n *node, why Cause, reason string) Output 
 	n.State, n.Cause, n.Since, n.Health, n.Draining = Down, why, now, Unhealthy, false
 	n.Reasons = []string{"down: " + reason}
 	e := n.event(now, NodeDown, reason)
-	e.Cause, e.Took = why, now.Sub(sign)
+	e.Cause, e.Server, e.Took = why, n.Report.ServerID, now.Sub(sign)
 	return Output{Events: []Event{e}}
 }
 

@@ -230,7 +230,7 @@ func (c *cluster) leaderKilled(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	for _, m := range others {
-		m.NodeGone(dead)
+		m.NodeGone(dead, "")
 		within(t, 20*time.Second, func() string {
 			if n := len(m.Instances("load")); n != int(count.Load()) {
 				return fmt.Sprintf("%s: %d of %d", m.Name(), n, count.Load())

@@ -167,9 +167,9 @@ func TestStandbyTakesOver(t *testing.T) {
 	}
 	// The new holder's node crashes; nothing happens until it is removed.
 	winner.crash(t)
-	waits.NodeGone(won.Conn.ServerID[:2])
+	waits.NodeGone(won.Conn.ServerID[:2], "")
 	name := strings.ToLower(won.Conn.ServerID[:2])
-	a.NodeGone(name)
+	a.NodeGone(name, "")
 	select {
 	case <-next:
 		t.Fatal("taken over before the node was removed")

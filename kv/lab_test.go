@@ -1,6 +1,7 @@
 package kv_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -62,6 +63,7 @@ type nodeOptions struct {
 	fabric      *nats.Conn // nil = the lab's
 	agents      *nats.Conn
 	replicas    int
+	id          string // of its NATS server; "" = made of its name
 }
 
 func (l *lab) node(t testing.TB, name string) *node {
@@ -85,7 +87,7 @@ func (l *lab) nodeWith(t testing.TB, o nodeOptions) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{Registry: reg, id: strings.ToUpper(o.name) + "ID", closed: map[uint64]bool{}, client: kv.RegistryClient{Conn: o.agents}}
+	n := &node{Registry: reg, id: cmp.Or(o.id, strings.ToUpper(o.name)+"ID"), closed: map[uint64]bool{}, client: kv.RegistryClient{Conn: o.agents}}
 	n.registrar, err = kv.NewRegistrar(reg, kv.RegistrarOptions{
 		Agents: o.agents, ServerID: n.id, Incarnation: max(o.incarnation, 1), Open: n.open, SweepEvery: 50 * time.Millisecond, Logger: logger(),
 	})

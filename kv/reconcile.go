@@ -290,13 +290,20 @@ func (reg *Registry) RemoveNode(ctx context.Context, name string) (int, error) {
 	}
 	reg.change.Lock()
 	keys := map[string]uint64{}
+	_, gone := reg.hidden[name]
+	living := map[string]bool{} // by instance: of a run that has begun since
 	for key, rec := range reg.records {
-		if rec.Node == name {
-			keys[key] = rec.rev
+		if rec.Node != name {
+			continue
 		}
+		if gone && !reg.hides(name, rec.Conn.ServerID) {
+			living[rec.Instance.Instance] = true
+			continue
+		}
+		keys[key] = rec.rev
 	}
 	for _, c := range reg.claims {
-		if c.Node == name {
+		if c.Node == name && !living[c.Instance] {
 			keys[c.Key()] = c.rev
 		}
 	}

@@ -273,8 +273,8 @@ func TestNodeGone(t *testing.T) {
 			gone++
 		}
 	})
-	b.NodeGone("n1")
-	b.NodeGone("n1")
+	b.NodeGone("n1", "")
+	b.NodeGone("n1", "")
 	stop()
 	if got := ids(b, "demo"); got != "b" || gone != 2 {
 		t.Errorf("hidden: %q, %d changes", got, gone)
@@ -292,7 +292,7 @@ func TestNodeGone(t *testing.T) {
 		t.Error("a node removed itself")
 	}
 	b.stored(t)
-	c.NodeGone("n1")
+	c.NodeGone("n1", "")
 	a.crash(t)
 	removed, err := c.RemoveNode(short(t), "n1")
 	if err != nil || removed != 1 {
@@ -309,6 +309,43 @@ func TestNodeGone(t *testing.T) {
 	a.stored(t)
 	c.NodeBack("n1")
 	c.shows(t, "demo", "b moved new")
+}
+
+// TestLateWordOfANode: the word that a node is down comes after the news of what
+// its next run has registered, or the word that it is back later than that.
+func TestLateWordOfANode(t *testing.T) {
+	l := newLab(t)
+	a, b := l.node(t, "n1"), l.node(t, "n2")
+	first := a.instance("demo", "first")
+	a.put(t, first)
+	b.shows(t, "demo", "first")
+	a.stored(t)
+	a.crash(t)
+	a = l.nodeWith(t, nodeOptions{name: "n1", incarnation: 2, id: "N1AGAIN"})
+	a.put(t, a.instance("demo", "second"))
+	b.shows(t, "demo", "second") // the registrar clears up what its earlier run has left
+	lost := 0
+	stop := b.Watch(func(ch kv.Change) {
+		if ch.Gone {
+			lost++
+		}
+	})
+	b.NodeGone("n1", first.Conn.ServerID)
+	a.put(t, a.instance("demo", "third"))
+	b.shows(t, "demo", "second third")
+	a.stored(t)
+	if removed, err := b.RemoveNode(short(t), "n1"); err != nil || removed != 0 {
+		t.Errorf("of the run that has begun: removed %d, %v", removed, err)
+	}
+	b.NodeBack("n1")
+	stop()
+	if got := ids(b, "demo"); got != "second third" || lost != 0 {
+		t.Errorf("shows %q, lost %d", got, lost)
+	}
+	b.NodeGone("n1", "N1AGAIN")
+	if got := ids(b, "demo"); got != "" {
+		t.Errorf("of a run that is gone: %q", got)
+	}
 }
 
 // TestRemovedByMistake: a node that lives puts its own back.

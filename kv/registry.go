@@ -43,7 +43,7 @@ type Registry struct {
 	own     map[string]*Instance    // this node's instances, by key
 	records map[string]*record      // the bucket's, by key
 	claims  map[string]*claimRecord // the bucket's, by server
-	hidden  map[string]bool         // nodes that are gone
+	hidden  map[string]string       // nodes that are gone: the NATS server id of the run that ended, "" = any
 	touched func(key string)        // tells the registrar that the bucket has news of key
 	watch   map[int]func(Change)
 	nextID  int
@@ -85,7 +85,7 @@ func OpenRegistry(opts RegistryOptions) (*Registry, error) {
 	r := &Registry{
 		opts: opts, bucket: b, log: opts.Logger,
 		own: map[string]*Instance{}, records: map[string]*record{}, claims: map[string]*claimRecord{},
-		hidden: map[string]bool{}, touched: func(string) {}, watch: map[int]func(Change){},
+		hidden: map[string]string{}, touched: func(string) {}, watch: map[int]func(Change){},
 		byServer: map[string][]*Instance{},
 	}
 	r.index, err = OpenIndex(b, IndexOptions{
@@ -189,23 +189,39 @@ func (r *Registry) Watch(f func(Change)) (stop func()) {
 }
 
 // NodeGone hides the instances of a node that is down, at once and on this node
-// only. They stay in the bucket until RemoveNode.
-func (r *Registry) NodeGone(name string) { r.hide(name, true) }
-
-// NodeBack undoes NodeGone: what the bucket still has of the node counts again.
-func (r *Registry) NodeBack(name string) { r.hide(name, false) }
-
-func (r *Registry) hide(name string, gone bool) {
+// only. They stay in the bucket until RemoveNode. serverID is the id of its NATS
+// server, "" if it is not known: what a later run of the node registers counts,
+// since news of it may come before, or after, the word that the node is back.
+func (r *Registry) NodeGone(name, serverID string) {
 	r.change.Lock()
 	defer r.change.Unlock()
-	if r.hidden[name] == gone || name == r.opts.Node {
+	if run, gone := r.hidden[name]; gone && run == serverID || name == r.opts.Node {
 		return
 	}
-	if gone {
-		r.hidden[name] = true
-	} else {
-		delete(r.hidden, name)
+	r.hidden[name] = serverID
+	r.showNode(name)
+}
+
+// NodeBack undoes NodeGone: what the bucket still has of the node counts again.
+func (r *Registry) NodeBack(name string) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	if _, ok := r.hidden[name]; !ok {
+		return
 	}
+	delete(r.hidden, name)
+	r.showNode(name)
+}
+
+// hides reports whether what the bucket has of a node does not count because that
+// run of it is gone. The caller holds r.change.
+func (r *Registry) hides(node, serverID string) bool {
+	run, gone := r.hidden[node]
+	return gone && (run == "" || run == serverID)
+}
+
+// showNode brings what is shown of a node up to date. The caller holds r.change.
+func (r *Registry) showNode(name string) {
 	var keys []string
 	for key, rec := range r.records {
 		if rec.Node == name {

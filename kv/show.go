@@ -110,7 +110,7 @@ func (r *Registry) effective(key string) *Instance {
 		return i
 	}
 	rec := r.records[key]
-	if rec == nil || rec.Server == "" || rec.Node == r.opts.Node || r.hidden[rec.Node] {
+	if rec == nil || rec.Server == "" || rec.Node == r.opts.Node || r.hides(rec.Node, rec.Conn.ServerID) {
 		return nil
 	}
 	return rec.Instance

@@ -38,6 +38,10 @@ type Error struct {
 	Data   json.RawMessage // nil = none
 	Stream bool            // as in [Reply]: the backend had begun an event stream
 
+	// Unreached says that the request got to nobody. If the instance is registered
+	// all the same, the way to it may just not be known yet.
+	Unreached bool
+
 	routed string // the server whose instances a Router has tried in vain
 }
 

@@ -102,6 +102,40 @@ func (r *Router) Serve(ctx context.Context, req *Request, out Stream) (*Reply, e
 	if req.Session != "" {
 		return r.serveSession(ctx, req, out)
 	}
+	for wait := unreachedLeast; ; wait *= 2 {
+		reply, err := r.serveAny(ctx, req, out)
+		if !unreached(err) || wait > unreachedMost || !pause(ctx, wait) {
+			return reply, err
+		}
+	}
+}
+
+// An instance that is registered and can't be reached may have just come, or the
+// routes of its node: subscriptions take a moment to be known everywhere. So it
+// is tried again after unreachedLeast, twice that, and so on to unreachedMost.
+const (
+	unreachedLeast = 20 * time.Millisecond
+	unreachedMost  = 320 * time.Millisecond
+)
+
+func unreached(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Unreached
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (r *Router) serveAny(ctx context.Context, req *Request, out Stream) (*Reply, error) {
 	var tried attempts
 	var last error
 	for tried.n < maxTries {
@@ -156,11 +190,15 @@ func (r *Router) serveSession(ctx context.Context, req *Request, out Stream) (*R
 	if c.deaf != nil {
 		return nil, Errorf(ErrUnavailable, "the session's instance: %v", c.deaf)
 	}
-	reply, err := r.send(ctx, req, c, out)
-	if errors.Is(err, ErrUnavailable) && r.find(req.Server, instance) == nil {
-		return nil, sessionGone(req)
+	for wait := unreachedLeast; ; wait *= 2 {
+		reply, err := r.send(ctx, req, c, out)
+		if errors.Is(err, ErrUnavailable) && r.find(req.Server, instance) == nil {
+			return nil, sessionGone(req)
+		}
+		if !unreached(err) || wait > unreachedMost || !pause(ctx, wait) {
+			return reply, err
+		}
 	}
-	return reply, err
 }
 
 func sessionGone(req *Request) error {

@@ -484,3 +484,43 @@ func BenchmarkChoice(b *testing.B) {
 		}
 	})
 }
+
+// TestNotReachedYet: an instance is registered before every server of the
+// cluster knows the way to it, or while routes are made again.
+func TestNotReachedYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var dir registry
+		dir.set(on("n2", 1))
+		unknown := 0
+		far := &fleet{behave: func(string) error {
+			if unknown--; unknown >= 0 {
+				e := router.Errorf(router.ErrUnavailable, "nobody there")
+				e.Unreached = true
+				return e
+			}
+			return nil
+		}}
+		r := router.NewRouter(&dir, far, router.RouterOptions{Node: "n1"})
+		session := &router.Request{Server: "s", Session: router.NewSessionID(id(1)), Message: request(router.EraLegacy).Message}
+		for _, req := range []*router.Request{request(router.EraBare), session} {
+			unknown = 3
+			if _, err := r.Serve(t.Context(), req, router.Discard); err != nil || unknown != -1 {
+				t.Errorf("session %q: %v, %d to go", req.Session, err, unknown)
+			}
+			unknown = 1000
+			began := time.Now()
+			if _, err := r.Serve(t.Context(), req, router.Discard); !errors.Is(err, router.ErrUnavailable) {
+				t.Errorf("nobody ever there: %v", err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("given up after %s", took)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			began = time.Now()
+			if _, err := r.Serve(ctx, req, router.Discard); err == nil || time.Since(began) > 50*time.Millisecond {
+				t.Errorf("a caller that left: %v after %s", err, time.Since(began))
+			}
+			cancel()
+		}
+	})
+}

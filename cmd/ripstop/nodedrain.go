@@ -14,7 +14,7 @@ import (
 
 // moveTimeout bounds how long a node that stops waits for agents to move to
 // others. Those that do not heed the call are cut off.
-const moveTimeout = 3 * time.Second
+const moveTimeout = 5 * time.Second
 
 // sendAway asks agents and clients to go to other nodes.
 func (n *node) sendAway() {

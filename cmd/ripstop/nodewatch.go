@@ -58,7 +58,7 @@ func (n *node) watchNodes() error {
 func (n *node) onNode(e failover.Event, wake chan<- struct{}) {
 	switch e.Kind {
 	case failover.NodeDown:
-		n.registry.NodeGone(e.Node)
+		n.registry.NodeGone(e.Node, e.Server)
 	case failover.NodeUp, failover.NodeRestarted:
 		n.registry.NodeBack(e.Node)
 		n.registry.Resync()

@@ -173,7 +173,7 @@ func (m *member) followRoutes(ctx context.Context) {
 			m.reg.NodeBack(e.Peer.Name)
 			m.reg.Resync()
 		default:
-			m.reg.NodeGone(e.Peer.Name)
+			m.reg.NodeGone(e.Peer.Name, e.Peer.ServerID)
 		}
 	}
 }
@@ -401,7 +401,7 @@ func (l *traffic) loop(ctx context.Context, from, server string, h router.Handle
 					panic(err)
 				}
 				began := time.Now()
-				call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+				call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 				out := &inOrder{}
 				reply, err := h(call, &router.Request{Server: server, Era: router.EraBare, Message: m}, out)
 				cancel()

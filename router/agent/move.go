@@ -18,6 +18,9 @@ const (
 	// server knows of the new subscriptions.
 	overlap = 250 * time.Millisecond
 
+	// settleRetry is how long a registration that is not stored yet is left alone.
+	settleRetry = 10 * time.Millisecond
+
 	// moveTimeout bounds each step of a move that waits for others.
 	moveTimeout = 2 * time.Second
 
@@ -63,12 +66,15 @@ func (a *Agent) Move(ctx context.Context, nc *nats.Conn) error {
 	return nil
 }
 
-// settle registers where the agent has moved to. If that takes too long the
-// registration loop goes on with it.
+// settle registers where the agent has moved to, and waits until the registry's
+// bucket says so: the node it leaves takes out what the bucket still has as its
+// own, and the others would believe that the instance is gone. If that takes too
+// long the registration loop goes on with it.
 func (a *Agent) settle(ctx context.Context) {
 	for end := time.Now().Add(moveTimeout); ; {
-		err := a.register()
-		if err == nil || errors.Is(err, kv.ErrAlreadyRegistered) || time.Now().After(end) || !a.pause(ctx, replyRetry) {
+		stored, err := a.register()
+		if err == nil && (stored || a.opts.Scope == kv.ScopeLocal) || errors.Is(err, kv.ErrAlreadyRegistered) ||
+			time.Now().After(end) || !a.pause(ctx, settleRetry) {
 			break
 		}
 	}

@@ -23,7 +23,7 @@ func (a *Agent) keepRegistered() {
 	said := ""
 	for {
 		retry := (<-chan time.Time)(nil)
-		err := a.register()
+		_, err := a.register()
 		switch {
 		case err == nil:
 			wait, said = least, ""
@@ -84,11 +84,13 @@ func (a *Agent) holds() bool {
 	return a.joined
 }
 
-func (a *Agent) register() error {
+// register reports whether the registry's bucket has the record too, so that
+// other nodes hear of it.
+func (a *Agent) register() (stored bool, err error) {
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	l := a.line
 	nc := l.nc
@@ -101,16 +103,16 @@ func (a *Agent) register() error {
 	}
 	record := a.record
 	a.mu.Unlock()
-	if _, err := l.reg.Put(a.ctx, record); err != nil {
-		return err
+	if stored, err = l.reg.Put(a.ctx, record); err != nil {
+		return false, err
 	}
 	if err := a.join(l); err != nil {
-		return err
+		return false, err
 	}
 	if a.opts.Exclusive {
 		a.probing.Do(func() { a.wg.Go(a.probe) })
 	}
-	return nil
+	return stored, nil
 }
 
 // registerSoon asks for another registration; it never blocks.

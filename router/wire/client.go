@@ -269,7 +269,9 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 // nothing was executed.
 func noResponders(req *router.Request) error {
 	if req.Instance != "" {
-		return router.Errorf(router.ErrUnavailable, "instance %s of %s is gone; nothing was executed", req.Instance, req.Server)
+		e := router.Errorf(router.ErrUnavailable, "instance %s of %s can't be reached; nothing was executed", req.Instance, req.Server)
+		e.Unreached = true
+		return e
 	}
 	return router.Errorf(router.ErrServerNotFound, "no instance of server %q is attached; `ripstop ls` shows what is", req.Server)
 }
