@@ -132,6 +132,23 @@ func (m *Message) paramsMeta() (meta span, ok bool) {
 	return meta, ok
 }
 
+// EachMember calls f for every member of the raw JSON object, in order, with its
+// key decoded and its value as it stands. Anything else than an object has none;
+// what follows a syntax error is left out.
+func EachMember(object []byte, f func(key string, value []byte)) {
+	s := scanner{buf: object}
+	if s.space(); s.peek() != '{' {
+		return
+	}
+	_ = s.object(func(k span) error { // callers pass what Parse has read
+		v, err := s.value()
+		if err == nil {
+			f(unquote(object[k.from:k.to]), object[v.from:v.to:v.to])
+		}
+		return err
+	})
+}
+
 // missingFrom returns the members whose keys the raw object does not have.
 func missingFrom(object []byte, members []Member) []Member {
 	out := slices.Clone(members)

@@ -77,6 +77,9 @@ type stream struct {
 func newStream() *stream { return &stream{msgs: make(chan string, 10000)} }
 
 func (s *stream) Send(ctx context.Context, msg []byte) error {
+	if len(msg) == 0 { // it is open
+		return ctx.Err()
+	}
 	if s.gate != nil {
 		select {
 		case <-s.gate:

@@ -216,6 +216,9 @@ func (s *session) notify(ctx context.Context, m *jsonrpc.Message) (*router.Reply
 func (s *session) listen(ctx context.Context, out router.Stream) (*router.Reply, error) {
 	l := s.own.attach(ctx)
 	defer s.own.detach(l)
+	if err := out.Send(l.ctx, nil); err != nil && l.ctx.Err() == nil { // it is open
+		return nil, err
+	}
 	for {
 		n, ok := s.own.next(l)
 		if !ok {
