@@ -20,6 +20,7 @@ const (
 	CodeTooLarge        = -32015 // the message is larger than the fabric carries
 	CodeBackend         = -32016 // the backend can't be started or doesn't speak MCP
 	CodeRefused         = -32017 // the fabric won't carry this: subject and body disagree, not canonical, not allowed
+	CodeMoved           = -32018 // the session is another instance's; nothing was executed. For routers: clients don't see it
 )
 
 // Codes that MCP 2026-07-28 defines.
@@ -62,6 +63,7 @@ var (
 	ErrOverloaded      = &Error{Code: CodeOverloaded, Status: http.StatusTooManyRequests, Text: "overloaded"}
 	ErrTooLarge        = &Error{Code: CodeTooLarge, Status: http.StatusRequestEntityTooLarge, Text: "message too large"}
 	ErrBackend         = &Error{Code: CodeBackend, Status: http.StatusBadGateway, Text: "backend failed"}
+	ErrMoved           = &Error{Code: CodeMoved, Status: http.StatusMisdirectedRequest, Text: "session has moved"}
 	ErrRefused         = &Error{Code: CodeRefused, Status: http.StatusBadRequest, Text: "refused"}
 )
 

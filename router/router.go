@@ -73,6 +73,8 @@ type Request struct {
 	// Message is the JSON-RPC message of OpMessage; nil otherwise.
 	Message *jsonrpc.Message
 
+	Epoch       uint64            // of Session, as far as the sender knows; 0 = unknown
+	StreamID    string            // of a legacy call whose messages may be asked for again by event id, see [EventStream]; "" = not
 	LastEventID string            // OpListen: resume after this event; "" = from now
 	Params      map[string]string // Mcp-Param-* headers as received, by canonical header name
 	Principal   string            // who the edge says the caller is; "" = anonymous
@@ -111,6 +113,17 @@ type Stream interface {
 	Send(ctx context.Context, msg []byte) error
 }
 
+// EventStream is a Stream that knows events by id, so that its client can resume
+// it elsewhere (MCP 2025-11-25, transports, "Resumability and Redelivery").
+type EventStream interface {
+	Stream
+
+	// SendEvent is Send for a message with an event id. Without a message it
+	// gives the id that stands before the first: where to resume from before
+	// anything was sent.
+	SendEvent(ctx context.Context, id string, msg []byte) error
+}
+
 // Discard is a Stream for callers that take only the reply.
 var Discard Stream = discard{}
 
@@ -124,6 +137,7 @@ type Reply struct {
 	Status  int    // the HTTP status it deserves; 0 = 200, or 202 without a body
 	Session string // the session this reply opened (initialize); "" otherwise
 	Stream  bool   // the backend answered with an event stream, so an HTTP edge does too, though nothing came before Body
+	EventID string // of Body, where it may be asked for again; "" = none
 }
 
 // Handler answers requests. It is the one interface of the data path.

@@ -24,6 +24,8 @@ func (a *Agent) respond(to string, r *router.Reply, failed bool) {
 	}
 }
 
+var _ router.EventStream = (*frameStream)(nil)
+
 // frameStream publishes a call's messages as "msg" frames.
 type frameStream struct {
 	a  *Agent
@@ -31,11 +33,15 @@ type frameStream struct {
 }
 
 func (s *frameStream) Send(ctx context.Context, msg []byte) error {
+	return s.SendEvent(ctx, "", msg)
+}
+
+func (s *frameStream) SendEvent(ctx context.Context, id string, msg []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if len(msg) == 0 {
-		return s.a.publish(ctx, wire.AliveMsg(s.to, s.a.opts.Instance))
+		return s.a.publish(ctx, wire.AliveMsg(s.to, s.a.opts.Instance, id))
 	}
-	return s.a.publish(ctx, wire.StreamMsg(s.to, s.a.opts.Instance, msg))
+	return s.a.publish(ctx, wire.StreamMsg(s.to, s.a.opts.Instance, id, msg))
 }

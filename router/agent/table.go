@@ -136,7 +136,7 @@ func (t *table) sweep() {
 	}
 	t.mu.Unlock()
 	for _, to := range alive {
-		if err := t.a.out.publish(wire.AliveMsg(to, t.a.opts.Instance)); err != nil {
+		if err := t.a.out.publish(wire.AliveMsg(to, t.a.opts.Instance, "")); err != nil {
 			t.a.log.Debug("alive not sent", "err", err)
 		}
 	}

@@ -251,7 +251,7 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 		switch msg.Header.Get(hdrFrame) {
 		case frameMsg, frameAlive: // an alive frame is empty: the stream is open
 			began = true
-			if err := out.Send(ctx, msg.Data); err != nil {
+			if err := pass(ctx, out, msg); err != nil {
 				return nil, err
 			}
 		case frameErr:
@@ -263,6 +263,16 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 			return decodeReply(msg), nil
 		}
 	}
+}
+
+// pass hands a frame's message on, with its event id to whoever knows those.
+func pass(ctx context.Context, out router.Stream, msg *nats.Msg) error {
+	if id := msg.Header.Get(hdrEvent); id != "" {
+		if events, ok := out.(router.EventStream); ok {
+			return events.SendEvent(ctx, id, msg.Data)
+		}
+	}
+	return out.Send(ctx, msg.Data)
 }
 
 // noResponders is the answer of nats-server itself: nobody subscribes, so

@@ -17,6 +17,9 @@ const (
 	hdrRequest   = "Mcp-Request"          // the request's token on control subjects, 8-64 of A-Z a-z 0-9 - _
 	hdrSession   = "Mcp-Session-Id"       // request: the session; reply: the session it opened
 	hdrVersion   = "Mcp-Protocol-Version" // as in HTTP
+	hdrEpoch     = "Mcp-Session-Epoch"    // edges and relays only, on instance subjects: of the session, as far as the sender knows
+	hdrStreamID  = "Mcp-Stream-Id"        // of a legacy call whose messages may be asked for again; 8-64 of A-Z a-z 0-9 - _
+	hdrEvent     = "Mcp-Event-Id"         // frame: the event id of its message
 	hdrLastEvent = "Last-Event-Id"        // on _listen
 	hdrParam     = "Mcp-Param-"           // as in HTTP
 	hdrFrame     = "Mcp-Frame"            // reply: msg, end, err, alive
@@ -57,8 +60,12 @@ func encodeRequest(req *router.Request, token, reply string) (*nats.Msg, error) 
 	}
 	set(hdrSession, req.Session)
 	set(hdrVersion, req.Version)
+	set(hdrStreamID, req.StreamID)
 	set(hdrLastEvent, req.LastEventID)
 	if req.Instance != "" {
+		if req.Epoch != 0 {
+			h[hdrEpoch] = []string{strconv.FormatUint(req.Epoch, 10)}
+		}
 		set(hdrEra, req.Era.String())
 		set(hdrPrincipal, req.Principal)
 	}
@@ -140,6 +147,9 @@ func (in *Inbound) headers(h nats.Header, direct bool) {
 	in.Session = h.Get(hdrSession)
 	in.Version = h.Get(hdrVersion)
 	in.LastEventID = h.Get(hdrLastEvent)
+	if id := h.Get(hdrStreamID); validToken(id) {
+		in.StreamID = id
+	}
 	for k, v := range h {
 		if strings.HasPrefix(k, hdrParam) && len(v) > 0 {
 			if in.Params == nil {
@@ -150,6 +160,7 @@ func (in *Inbound) headers(h nats.Header, direct bool) {
 	}
 	if direct {
 		in.Principal = h.Get(hdrPrincipal)
+		in.Epoch, _ = strconv.ParseUint(h.Get(hdrEpoch), 10, 64) // else unknown
 		switch h.Get(hdrEra) {
 		case "modern":
 			in.Era = router.EraModern
@@ -209,17 +220,29 @@ func ReplyMsg(to, instance string, r *router.Reply, failed bool) *nats.Msg {
 	if r.Session != "" {
 		h[hdrSession] = []string{r.Session}
 	}
+	if r.EventID != "" {
+		h[hdrEvent] = []string{r.EventID}
+	}
 	return &nats.Msg{Subject: to, Header: h, Data: r.Body}
 }
 
-// StreamMsg builds a "msg" frame.
-func StreamMsg(to, instance string, body []byte) *nats.Msg {
-	return &nats.Msg{Subject: to, Header: nats.Header{hdrFrame: {frameMsg}, hdrInstance: {instance}}, Data: body}
+// StreamMsg builds a "msg" frame, with the message's event id if it has one.
+func StreamMsg(to, instance, event string, body []byte) *nats.Msg {
+	return frame(to, frameMsg, instance, event, body)
 }
 
-// AliveMsg builds an "alive" frame.
-func AliveMsg(to, instance string) *nats.Msg {
-	return &nats.Msg{Subject: to, Header: nats.Header{hdrFrame: {frameAlive}, hdrInstance: {instance}}}
+// AliveMsg builds an "alive" frame, with the event id that stands before the
+// stream's first message if it has one.
+func AliveMsg(to, instance, event string) *nats.Msg {
+	return frame(to, frameAlive, instance, event, nil)
+}
+
+func frame(to, kind, instance, event string, body []byte) *nats.Msg {
+	h := nats.Header{hdrFrame: {kind}, hdrInstance: {instance}}
+	if event != "" {
+		h[hdrEvent] = []string{event}
+	}
+	return &nats.Msg{Subject: to, Header: h, Data: body}
 }
 
 // Control is what a control message asks of a request.
@@ -265,6 +288,8 @@ func notTaken(msg *nats.Msg) *router.Error {
 	switch body.Error.Code {
 	case router.CodeOverloaded:
 		kind = router.ErrOverloaded
+	case router.CodeMoved:
+		kind = router.ErrMoved
 	case router.CodeUnavailable:
 	default:
 		return nil
@@ -277,7 +302,7 @@ func notTaken(msg *nats.Msg) *router.Error {
 // decodeReply reads an "end" or "err" frame, or the plain reply of a responder
 // that sets no headers.
 func decodeReply(msg *nats.Msg) *router.Reply {
-	r := &router.Reply{Session: msg.Header.Get(hdrSession), Stream: msg.Header.Get(hdrStream) == "1"}
+	r := &router.Reply{Session: msg.Header.Get(hdrSession), Stream: msg.Header.Get(hdrStream) == "1", EventID: msg.Header.Get(hdrEvent)}
 	if len(msg.Data) > 0 {
 		r.Body = msg.Data
 	}
