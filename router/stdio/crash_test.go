@@ -42,7 +42,7 @@ func TestCrash(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the request after the crash: %v", err)
 	}
-	if body := string(first.Body); !strings.Contains(body, `"_meta":{"ripstop/reinitialized":true}`) || !strings.Contains(body, `"text":""`) {
+	if body := string(first.Body); !strings.Contains(body, `"_meta":{"ripstop/reinitialized":{"cause":`) || !strings.Contains(body, `"text":""`) {
 		t.Errorf("first result %s, want it marked and the memory gone", body)
 	}
 	second, err := c.serve(t.Context(), toolCall("1", "history", `{}`), nil)
@@ -303,4 +303,19 @@ func TestOrphanHoldsThePipe(t *testing.T) {
 	var p struct{ Data int }
 	decode(t, out.next(t).Params, &p)
 	eventually(t, 5*time.Second, "the orphan is killed", func() bool { return gone(fmt.Sprint(p.Data)) })
+}
+
+// Where someone else makes sessions anew, one ends with its process.
+func TestEndWithProcess(t *testing.T) {
+	t.Parallel()
+	o := fakeOptions(quirks{})
+	o.EndWithProcess = true
+	b, _ := start(t, o)
+	c := mustDial(t, b)
+	c.mustText("remember", "red")
+	_, err := c.text("crash", "")
+	wantError(t, err, router.ErrOutcomeUnknown, `tools/call "crash"`)
+	_, err = c.text("recall", "")
+	wantError(t, err, router.ErrSessionNotFound, "session")
+	mustDial(t, b)
 }

@@ -35,6 +35,7 @@ var errRetry = errors.New("start again")
 type link struct {
 	backend *Backend
 	owner   owner
+	single  bool                               // it has one child only
 	shake   func(context.Context, *conn) error // the handshake of a new child
 
 	ctx    context.Context // ends with the link
@@ -88,6 +89,8 @@ func (l *link) join() (*attempt, *conn, error) {
 		return nil, l.conn, nil
 	case l.attempt != nil:
 		return l.attempt, nil, nil
+	case l.single && l.gen > 0:
+		return nil, nil, router.Errorf(router.ErrSessionNotFound, "the session ended with the server's process; send initialize again")
 	}
 	rest := time.Until(l.until)
 	if rest > waitBackoff {

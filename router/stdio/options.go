@@ -29,6 +29,12 @@ type Options struct {
 	// session has a child, and so a state, of its own.
 	Shared bool
 
+	// EndWithProcess ends a session when its process ends, for whoever holds
+	// sessions over this backend and makes them anew. If false, the backend
+	// starts another process and tells it what the session's client had told
+	// the first, as it always does for a shared one.
+	EndWithProcess bool
+
 	// IdleTimeout ends a legacy session that had neither a request nor a stream
 	// for so long, and the kept child that nothing used. 0 = DefaultIdleTimeout.
 	IdleTimeout time.Duration

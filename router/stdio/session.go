@@ -62,6 +62,7 @@ func (b *Backend) open(ctx context.Context, req *router.Request, out router.Stre
 		return b.openShared(ctx, req, s)
 	}
 	s.link = newLink(b, s, s.reinitialize)
+	s.link.single = b.opts.EndWithProcess
 	o, err := s.start(ctx, req.Message, out)
 	if err != nil || o.failed {
 		s.close("it was not opened")
@@ -177,7 +178,7 @@ func (s *session) mark(c *conn, m *jsonrpc.Message) *jsonrpc.Message {
 	if s.seen.Load() == c.gen || s.seen.Swap(c.gen) == c.gen {
 		return m
 	}
-	marked, err := jsonrpc.Parse(m.WithResultMeta(metaReinitialized, []byte("true")))
+	marked, err := jsonrpc.Parse(m.WithResultMeta(metaReinitialized, []byte(`{"cause":"the server's process was started anew"}`)))
 	if err != nil {
 		return m
 	}
@@ -329,6 +330,9 @@ func (s *session) queue(n note) {
 func (s *session) exited(c *conn, e *exit) {
 	s.forget(c)
 	s.link.exited(c, e)
+	if s.link.single && !s.shared() && !c.ending.Load() {
+		s.b.end(s, "the server's process ended")
+	}
 }
 
 // forget drops what a child asked that is gone.
