@@ -1,0 +1,85 @@
+package session_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"testing"
+
+	"ripstop/router"
+	"ripstop/router/jsonrpc"
+	"ripstop/router/session"
+)
+
+// quick is a backend that costs next to nothing.
+type quick struct {
+	plain
+	reply *router.Reply
+}
+
+func newQuick() quick {
+	n := 0
+	q := quick{reply: &router.Reply{Body: []byte(`{"jsonrpc":"2.0","id":7,"result":{}}`)}}
+	q.Handler = router.HandlerFunc(func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+		if req.Session != "" {
+			return q.reply, nil
+		}
+		n++
+		return &router.Reply{Body: jsonrpc.NewResult(req.ID(), []byte(`{"protocolVersion":"2025-11-25"}`)), Session: fmt.Sprintf("%s-%026d", here, n)}, nil
+	})
+	return q
+}
+
+// BenchmarkCall is what the layer adds to a call.
+func BenchmarkCall(b *testing.B) {
+	f := setup(b, nil)
+	q := newQuick()
+	l := f.another(q, func(o *session.Options) { o.Events = nil })
+	r, err := l.Serve(b.Context(), request(b, "", initialize), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	run := func(name string, h router.Handler, change func(*router.Request)) {
+		b.Run(name, func(b *testing.B) {
+			req := request(b, r.Session, call)
+			if change != nil {
+				change(req)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := h.Serve(ctx, req, router.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	run("backend alone", q, nil)
+	run("without a session", l, func(req *router.Request) { req.Session = "" })
+	run("in a session", l, nil)
+	run("in a session, outliving its caller", l, func(req *router.Request) { req.StreamID = post })
+}
+
+// BenchmarkIdleSessions is the memory of sessions that do nothing.
+func BenchmarkIdleSessions(b *testing.B) {
+	for b.Loop() {
+		const n = 100_000
+		f := setup(b, nil)
+		f.k.forget = true
+		l := f.another(newQuick(), nil)
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		goroutines := runtime.NumGoroutine()
+		for range n {
+			if _, err := l.Serve(b.Context(), request(b, "", initialize), nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/session")
+		b.ReportMetric(float64(runtime.NumGoroutine()-goroutines), "goroutines")
+	}
+}
