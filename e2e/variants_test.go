@@ -77,6 +77,12 @@ func changed(t testing.TB, path, from, to string) string {
 // variant builds ripstop with the text of some files replaced, or added.
 func variant(t testing.TB, name string, files map[string]string, flags ...string) string {
 	t.Helper()
+	builds.Lock()
+	done := builds.done[name]
+	builds.Unlock()
+	if done != "" {
+		return done
+	}
 	dir := t.TempDir()
 	replace := map[string]string{}
 	for i, path := range slices.Sorted(maps.Keys(files)) {
