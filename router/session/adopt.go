@@ -242,6 +242,6 @@ func (l *Layer) release(ctx context.Context, s *session) error {
 	l.left[s.id] = departure{epoch, l.now() + departureFor}
 	l.odd.Unlock()
 	f.err = moved(s.id, "", 0)
-	l.drop(s, true, f.err)
+	l.drop(s, false, f.err) // a call may be about to enter again, having found its backend session gone
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"ripstop/router"
+	"ripstop/router/demo"
+	"ripstop/router/gosdk"
 	"ripstop/router/jsonrpc"
 	"ripstop/router/session"
 )
@@ -21,7 +23,7 @@ func newQuick() quick {
 	n := 0
 	q := quick{reply: &router.Reply{Body: []byte(`{"jsonrpc":"2.0","id":7,"result":{}}`)}}
 	q.Handler = router.HandlerFunc(func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
-		if req.Session != "" {
+		if req.Session != "" || req.Method() != "initialize" {
 			return q.reply, nil
 		}
 		n++
@@ -59,6 +61,35 @@ func BenchmarkCall(b *testing.B) {
 	run("without a session", l, func(req *router.Request) { req.Session = "" })
 	run("in a session", l, nil)
 	run("in a session, outliving its caller", l, func(req *router.Request) { req.StreamID = post })
+}
+
+// BenchmarkRealCall is the same with a server of the Go SDK in this process.
+func BenchmarkRealCall(b *testing.B) {
+	inner, err := gosdk.New(here, demo.New(nil), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f := setup(b, nil)
+	l := f.another(inner, nil)
+	for _, way := range []struct {
+		name, stream string
+		h            router.Handler
+	}{{"backend alone", "", inner}, {"in a session", "", l}, {"in a session, outliving its caller", post, l}} {
+		b.Run(way.name, func(b *testing.B) {
+			r, err := way.h.Serve(b.Context(), request(b, "", initialize), router.Discard)
+			if err != nil {
+				b.Fatal(err)
+			}
+			req := request(b, r.Session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"x"}}}`)
+			req.StreamID = way.stream
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := way.h.Serve(b.Context(), req, router.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkIdleSessions is the memory of sessions that do nothing.

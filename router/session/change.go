@@ -164,7 +164,7 @@ func (l *Layer) saveAgain() {
 	}
 	clear(l.unsaved)
 	l.odd.Unlock()
-	for _, s := range list {
+	for i, s := range list {
 		s.mu.Lock()
 		ch, dead := s.changes, s.dead
 		s.mu.Unlock()
@@ -175,6 +175,16 @@ func (l *Layer) saveAgain() {
 		if err := l.save(l.ctx, s, ch); err != nil {
 			l.log.Info("session given up", "session", s.id, "err", err)
 		}
+		left := len(ch.list)
 		ch.mu.Unlock()
+		if left == 0 {
+			continue
+		}
+		l.odd.Lock()
+		defer l.odd.Unlock()
+		for _, s := range list[i:] { // what fails for one fails for all
+			l.unsaved[s] = struct{}{}
+		}
+		return
 	}
 }

@@ -60,6 +60,7 @@ type stream struct {
 	got  chan string
 	fail error
 	hold chan struct{} // if set, Send waits for it
+	deaf bool          // Send does not even hear that it is cancelled then
 }
 
 func newStream() *stream { return &stream{got: make(chan string, 4096)} }
@@ -68,9 +69,11 @@ func (s *stream) Send(ctx context.Context, msg []byte) error { return s.SendEven
 
 func (s *stream) SendEvent(ctx context.Context, id string, msg []byte) error {
 	s.mu.Lock()
-	hold := s.hold
+	hold, deaf := s.hold, s.deaf
 	s.mu.Unlock()
-	if hold != nil {
+	if deaf {
+		<-hold
+	} else if hold != nil {
 		select {
 		case <-hold:
 		case <-ctx.Done():

@@ -185,12 +185,16 @@ func (p *post) abandon() (over bool) {
 func (l *Layer) resume(ctx context.Context, u use, name string, n uint64, out router.Stream) (*router.Reply, error) {
 	e := l.eventsOf(u.s)
 	e.mu.Lock()
-	i := slices.IndexFunc(e.posts, func(p *post) bool { return p.name == name })
-	if i < 0 {
+	var p *post
+	for _, o := range e.posts {
+		if o.name == name {
+			p = o // the newest, if the call was sent again
+		}
+	}
+	if p == nil {
 		e.mu.Unlock()
 		return l.recall(ctx, u.s.id, name, n, out)
 	}
-	p := e.posts[i]
 	p.out = nil // its client has come here instead
 	e.mu.Unlock()
 	return l.take(ctx, e, &p.stream, n, out, nil)

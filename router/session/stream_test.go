@@ -237,6 +237,34 @@ func TestSlowListener(t *testing.T) {
 	}
 }
 
+// A client that comes back is not kept waiting by its dead connection.
+func TestTakeOverStuckListener(t *testing.T) {
+	f := setup(t, nil)
+	id := f.open()
+	g := f.listen(f.l, id, "")
+	g.opened(t)
+	stuck := make(chan struct{})
+	g.mu.Lock()
+	g.hold, g.deaf = stuck, true
+	g.mu.Unlock()
+	f.b.get("b1").out <- note(1)
+	f.b.get("b1").out <- note(2)
+	second := f.listen(f.l, id, "g1.0")
+	for n := range 2 {
+		if m := second.wait(t); m != string(note(n+1)) {
+			t.Errorf("got %s", m)
+		}
+	}
+	close(stuck)
+	if err := g.end(t); err != nil {
+		t.Errorf("the stuck listener ended with %v", err)
+	}
+	f.b.get("b1").out <- note(3)
+	if m := second.wait(t); m != string(note(3)) {
+		t.Errorf("got %s", m)
+	}
+}
+
 // What nobody takes is dropped, oldest first, and a server that asked something
 // is not left waiting.
 func TestNobodyListens(t *testing.T) {

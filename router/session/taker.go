@@ -1,6 +1,9 @@
 package session
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // taker is a client's GET.
 type taker struct {
@@ -10,6 +13,9 @@ type taker struct {
 	pos    uint64        // up to where it has been given the stream
 	took   uint64        // and has passed it on
 }
+
+// takeOverWait is how long a taker waits for the one before to end.
+const takeOverWait = 200 * time.Millisecond
 
 // attach makes the caller the stream's taker, from after pos. The one before
 // ends; attach returns when it has sent its last message.
@@ -31,8 +37,11 @@ func (e *events) attach(ctx context.Context, st *stream, pos uint64) (*taker, er
 	e.keep() // what it is sent expires
 	if before != nil {
 		before.cancel(errTakenOver)
+		late := time.NewTimer(takeOverWait)
+		defer late.Stop()
 		select {
 		case <-before.done:
+		case <-late.C: // it is stuck in a write to a client that is gone
 		case <-t.ctx.Done():
 		}
 	}
