@@ -36,6 +36,30 @@ func (l *Layer) awake(now time.Duration) {
 	}
 }
 
+// Doubt has every session confirmed before it is served again: after the
+// instance was cut off from its node, its sessions may be others'.
+func (l *Layer) Doubt() { l.pauses.Add(1) }
+
+// Moved says that a session is under epoch now. If it is held here under a lower
+// one, its streams end and its next request is checked.
+func (l *Layer) Moved(id string, epoch uint64) {
+	l.mu.RLock()
+	s := l.sessions[id]
+	l.mu.RUnlock()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	old := !s.dead && s.flight == nil && s.epoch < epoch // a flight asks the keeper anyway
+	if old {
+		s.sure = l.pauses.Load() - 1
+	}
+	s.mu.Unlock()
+	if old {
+		l.background(func() { l.confirm(s) })
+	}
+}
+
 // tidyEvery is how often what lasts too long is looked for.
 const (
 	tidyEvery   = time.Second

@@ -41,6 +41,26 @@ func TestStandStill(t *testing.T) {
 	f.fails(f.l, mine, call, router.ErrUnavailable)
 }
 
+func TestToldOfAMove(t *testing.T) {
+	f := setup(t, nil)
+	id, other := f.open(), f.open()
+	g := f.listen(f.l, id, "")
+	g.opened(t)
+	f.l.Moved(id, 1)
+	f.l.Moved("unknown", 2)
+	f.say(f.l, id, call)
+	epoch := f.k.move(id, there)
+	f.l.Moved(id, epoch)
+	if err := g.end(t); !errors.Is(err, router.ErrMoved) {
+		t.Errorf("the listener heard %v", err)
+	}
+	eventually(t, "the backend session ends", func() bool { return slices.Equal(f.b.live(), []string{"b2"}) })
+	f.k.move(other, there)
+	f.say(f.l, other, call) // nobody has said so
+	f.l.Doubt()
+	f.fails(f.l, other, call, router.ErrMoved)
+}
+
 // A panic of a server in this process fails its call, and nothing else.
 func TestPanic(t *testing.T) {
 	f := setup(t, nil)
