@@ -31,6 +31,10 @@ type RouterOptions struct {
 	// Speaks says why requests can't be sent to an instance, as when it speaks
 	// another wire version; nil = all can.
 	Speaks func(*kv.Instance) error
+
+	// Pinned names the one instance that can answer a modern request, as for the
+	// retry of a call that it holds. It is asked for every one; nil = any can.
+	Pinned func(*Request) (instance string, ok bool)
 }
 
 // Router is where a request is routed: it chooses the instance and hands the
@@ -101,6 +105,11 @@ type attempts struct {
 func (r *Router) Serve(ctx context.Context, req *Request, out Stream) (*Reply, error) {
 	if req.Session != "" {
 		return r.serveSession(ctx, req, out)
+	}
+	if r.opts.Pinned != nil && req.Era == EraModern {
+		if instance, ok := r.opts.Pinned(req); ok {
+			return r.servePinned(ctx, req, instance, out)
+		}
 	}
 	for wait := unreachedLeast; ; wait *= 2 {
 		reply, err := r.serveAny(ctx, req, out)
@@ -199,6 +208,28 @@ func (r *Router) serveSession(ctx context.Context, req *Request, out Stream) (*R
 			return reply, err
 		}
 	}
+}
+
+// servePinned sends req to the one instance that can answer it.
+func (r *Router) servePinned(ctx context.Context, req *Request, instance string, out Stream) (*Reply, error) {
+	c := r.find(req.Server, instance)
+	if c == nil {
+		return nil, PinnedGone(instance)
+	}
+	if c.deaf != nil {
+		return nil, Errorf(ErrUnavailable, "the call's instance: %v", c.deaf)
+	}
+	reply, err := r.send(ctx, req, c, out)
+	if errors.Is(err, ErrUnavailable) && r.find(req.Server, instance) == nil {
+		return nil, PinnedGone(instance)
+	}
+	return reply, err
+}
+
+// PinnedGone is the error for a call that only instance can go on with, which is
+// no more.
+func PinnedGone(instance string) error {
+	return Errorf(ErrOutcomeUnknown, "the call waited at instance %.20s, which is gone: what the server did before it asked for input is done; check, and send it again without requestState", instance)
 }
 
 func sessionGone(req *Request) error {

@@ -28,6 +28,7 @@ import (
 	"ripstop/router/aggregate"
 	"ripstop/router/demo"
 	"ripstop/router/edge"
+	"ripstop/router/eras"
 	"ripstop/router/gosdk"
 	"ripstop/router/servers"
 	"ripstop/router/stdio"
@@ -130,7 +131,7 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	if n.client, err = wire.NewClient(n.fabric.MCP()); err != nil {
 		return fmt.Errorf("start router: %w", err)
 	}
-	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{Node: n.fabric.Name(), Nodes: &n.working, Speaks: wire.Own.Speaks})
+	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{Node: n.fabric.Name(), Nodes: &n.working, Speaks: wire.Own.Speaks, Pinned: eras.Pinned})
 	n.registry.Watch(func(c kv.Change) {
 		if c.Gone {
 			n.router.Forget(c.Instance.Server)
@@ -241,13 +242,22 @@ func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
 		if err != nil {
 			return nil, err
 		}
-		return n.host(s.Name, id, "http", b)
+		return n.host(s.Name, id, "http", n.bothEras(s, id, b))
 	}
 	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: n.settings.SessionIdle, Logger: n.log.With("server", s.Name)})
 	if err != nil {
 		return nil, err
 	}
-	return n.host(s.Name, id, "stdio", b)
+	return n.host(s.Name, id, "stdio", n.bothEras(s, id, b))
+}
+
+// bothEras gives a server the era that it lacks. Where each client has a process
+// of its own, one that speaks both eras is to keep it.
+func (n *node) bothEras(s servers.Spec, instance string, b router.Backend) router.Backend {
+	return eras.Wrap(b, eras.Options{
+		Instance: instance, Fallback: s.URL == "" && !s.Shared,
+		IdleTimeout: n.settings.SessionIdle, Logger: n.log.With("server", s.Name),
+	})
 }
 
 // hosted is an agent of this node, reachable without a network hop.

@@ -106,7 +106,7 @@ func runServe(cmd *cobra.Command, args []string, f serveFlags) error {
 	err = agent.Run(cmd.Context(), agent.RunOptions{
 		Connection: settings.connection("serve/"+name, log),
 		Server:     name, Instance: id, Transport: transport, Backend: backend, Software: buildVersion(), Drain: f.drain,
-		Scope: f.scope, Exclusive: f.only, Standby: f.standby,
+		Scope: f.scope, Exclusive: f.only, Standby: f.standby, Fallback: f.url == "" && !f.shared, // a process of its own is what each client is promised
 		Attached: func(id string) {
 			fmt.Fprintf(out, "Attached as instance %s. Try: ripstop tools %s\n", id, name)
 		},

@@ -19,6 +19,7 @@ import (
 
 	"ripstop/kv"
 	"ripstop/router"
+	"ripstop/router/eras"
 	"ripstop/router/wire"
 )
 
@@ -207,6 +208,11 @@ func (a *Agent) answer(msg *nats.Msg) {
 // dispatch hands the request to the backend, or to the instance that holds its
 // session: the queue group may have picked any.
 func (a *Agent) dispatch(ctx context.Context, in *wire.Inbound, out router.Stream) (*router.Reply, error) {
+	if in.Session == "" && in.Instance == "" && a.opts.Relay != nil {
+		if holder, ok := eras.Pinned(&in.Request); ok && holder != a.opts.Instance {
+			return a.relayPinned(ctx, in, holder, out)
+		}
+	}
 	owner := router.SessionInstance(in.Session)
 	if in.Session == "" || owner == a.opts.Instance || in.Instance != "" {
 		return a.serve(ctx, &in.Request, out)
@@ -219,6 +225,17 @@ func (a *Agent) dispatch(ctx context.Context, in *wire.Inbound, out router.Strea
 	reply, err := a.opts.Relay.Serve(ctx, &req, out)
 	if errors.Is(err, router.ErrUnavailable) {
 		return nil, router.Errorf(router.ErrSessionNotFound, "session %s ended with its instance; send initialize to open another", in.Session)
+	}
+	return reply, err
+}
+
+// relayPinned hands the retry of a call to the instance that holds the call.
+func (a *Agent) relayPinned(ctx context.Context, in *wire.Inbound, holder string, out router.Stream) (*router.Reply, error) {
+	req := in.Request
+	req.Instance, req.Principal = holder, ""
+	reply, err := a.opts.Relay.Serve(ctx, &req, out)
+	if errors.Is(err, router.ErrUnavailable) {
+		return nil, router.PinnedGone(holder)
 	}
 	return reply, err
 }

@@ -164,10 +164,10 @@ func (a *Agent) describe(info router.Info, err error) {
 	a.record.Problem = ""
 	a.record.Info = kv.Info{Name: info.Name, Version: info.Version, ProtocolVersions: info.Versions, Capabilities: info.Capabilities}
 	a.record.Kinds = kinds(info.Capabilities)
-	a.record.Eras = eras(info.Versions)
+	a.record.Eras = erasOf(info.Versions)
 }
 
-func eras(versions []string) []string {
+func erasOf(versions []string) []string {
 	var legacy, modern bool
 	for _, v := range versions {
 		if v >= router.Version20260728 {

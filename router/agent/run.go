@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"ripstop/router"
+	"ripstop/router/eras"
 	"ripstop/router/wire"
 )
 
@@ -101,12 +102,14 @@ type RunOptions struct {
 	Scope     string // as in Options
 	Exclusive bool
 	Standby   bool
+	Fallback  bool            // as in eras.Options
 	Drain     time.Duration   // how long calls in flight may take at the end; 0 = 30 s
 	Attached  func(id string) // called once, when the instance stands in the registry; may be nil
 }
 
 // Run attaches a backend to the fabric from a process of its own and serves
-// until ctx ends. It waits for the fabric, and reconnects to it, for ever; from a
+// until ctx ends, clients of both eras whichever the server speaks (see
+// router/eras). It waits for the fabric, and reconnects to it, for ever; from a
 // node that is about to stop it moves to another first. It fails when another instance holds the server's name (kv.ErrAlreadyRegistered),
 // unless it is to stand by. The backend is closed when Run returns.
 func Run(ctx context.Context, opts RunOptions) error {
@@ -116,6 +119,10 @@ func Run(ctx context.Context, opts RunOptions) error {
 	if opts.User == "" {
 		opts.User = agentUser
 	}
+	if opts.Instance == "" {
+		opts.Instance = router.NewInstanceID()
+	}
+	opts.Backend = eras.Wrap(opts.Backend, eras.Options{Instance: opts.Instance, Fallback: opts.Fallback, Logger: opts.Logger})
 	back := make(chan struct{}, 1)
 	note := func(*nats.Conn) {
 		select {

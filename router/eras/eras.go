@@ -42,6 +42,12 @@ type Options struct {
 	Instance string // this instance's id, the prefix of session ids and in every requestState; "" = a new one
 	Keys     Keys   // what requestState is sealed with; nil = a key of this process
 
+	// Fallback has server/discover of a legacy-only server name only the versions
+	// that the server speaks itself. Then a client that speaks both eras goes on
+	// with initialize, and keeps a session, and with it a state at the server, that
+	// is its own. Requests of 2026-07-28 are answered all the same.
+	Fallback bool
+
 	StateTTL time.Duration // how long a held call waits for its client's answer, and a requestState holds; 0 = 5 min
 	MaxHeld  int           // calls of modern clients that the server can ask something; 0 = 1024
 

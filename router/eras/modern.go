@@ -260,7 +260,10 @@ func (w *wrapper) discover(ctx context.Context, req *router.Request) (*router.Re
 	if err != nil {
 		return nil, err
 	}
-	versions := []string{router.Version20260728}
+	var versions []string
+	if !w.opts.Fallback {
+		versions = append(versions, router.Version20260728)
+	}
 	if v := text(field(hello, "protocolVersion")); v != "" {
 		versions = append(versions, v)
 	}

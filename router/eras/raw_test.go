@@ -119,6 +119,34 @@ func TestModernResults(t *testing.T) {
 	}
 }
 
+// TestFallback has clients of both eras keep a session of their own, and modern
+// requests answered all the same.
+func TestFallback(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	b := wrapped(t, "stdio", "legacy", eras.Options{Fallback: true})
+	for range 2 {
+		cs, _, err := client(t, ctx, b, router.Version20260728)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cs.Close()
+		if got := cs.InitializeResult().ProtocolVersion; got != router.Version20251125 || cs.ID() == "" {
+			t.Errorf("negotiated %s, session %q", got, cs.ID())
+		}
+		if err := callTool(ctx, cs, "grow", "mine", "grown"); err != nil {
+			t.Error(err)
+		}
+		if tools, err := cs.ListTools(ctx, nil); err != nil || len(tools.Tools) != 10 {
+			t.Errorf("%v, %v", tools, err)
+		}
+	}
+	reply, err := raw(ctx, t, b, modernReq, router.Discard, "%s", modernCall(1, "ask", canAsk, ""))
+	if r := decode(t, reply, err); r.Result.ResultType != "input_required" {
+		t.Errorf("got %+v", r)
+	}
+}
+
 // TestHeldCall takes a held call through its questions by hand, with everything
 // that can be wrong in between.
 func TestHeldCall(t *testing.T) {

