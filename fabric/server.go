@@ -101,11 +101,11 @@ func may(open bool, role m) m {
 var (
 	clientMay = m{
 		"publish":   []string{"mcp.v1.req.>", "mcp.v1.ctl.>", "ripstop.v1.registry.list", "ripstop.v1.registry.list.*", "$SRV.>"},
-		"subscribe": rolesMayRead(),
+		"subscribe": rolesMayRead("ripstop.v1.registry.gone"),
 	}
 	agentMay = m{
-		"publish":   []string{"mcp.v1.>", "ripstop.v1.agent.>", "ripstop.v1.registry.>", "$SRV.>", "_INBOX.>"},
-		"subscribe": rolesMayRead("mcp.v1.>", "ripstop.v1.registry.census", "$SRV.>"),
+		"publish":   []string{"mcp.v1.>", "ripstop.v1.agent.>", "ripstop.v1.registry.>", "ripstop.v1.session.>", "$SRV.>", "_INBOX.>"},
+		"subscribe": rolesMayRead("mcp.v1.>", "ripstop.v1.registry.census", "ripstop.v1.registry.gone", "$SRV.>"),
 	}
 	// The operator reads, and asks nodes to act; what it may not do is write a
 	// bucket.

@@ -28,6 +28,9 @@ type RouterOptions struct {
 	Node  string // this node's name: instances attached to it are preferred
 	Nodes Nodes  // nil = all nodes take work
 
+	// Sessions says where sessions are; nil = where their ids say.
+	Sessions Sessions
+
 	// Speaks says why requests can't be sent to an instance, as when it speaks
 	// another wire version; nil = all can.
 	Speaks func(*kv.Instance) error
@@ -44,6 +47,7 @@ type Router struct {
 	dir    Directory
 	remote Handler
 	opts   RouterOptions
+	follow *Follower // nil = sessions stay where they are
 	began  time.Time // what times of peers count from
 
 	mu    sync.RWMutex
@@ -56,10 +60,40 @@ var _ Handler = (*Router)(nil)
 
 // NewRouter returns a router over dir; remote reaches instances elsewhere.
 func NewRouter(dir Directory, remote Handler, opts RouterOptions) *Router {
-	return &Router{
+	r := &Router{
 		dir: dir, remote: remote, opts: opts, began: time.Now(),
 		local: map[string]Handler{}, pools: map[string]*pool{},
 	}
+	if opts.Sessions != nil {
+		r.follow = &Follower{Sessions: opts.Sessions, Send: r.sendTo}
+	}
+	return r
+}
+
+// sendTo hands a session's request to the instance it names.
+func (r *Router) sendTo(ctx context.Context, req *Request, out Stream) (*Reply, error) {
+	c := r.find(req.Server, req.Instance)
+	if c == nil {
+		return nil, Errorf(ErrUnavailable, "instance %s of %q is gone; nothing was executed", req.Instance, req.Server)
+	}
+	if c.deaf != nil {
+		return nil, Errorf(ErrUnavailable, "the session's instance: %v", c.deaf)
+	}
+	return r.send(ctx, req, c, out)
+}
+
+// Pick returns the instance of server that a session should move to: any that
+// would get a new one, but not avoid. It returns nil if there is none.
+func (r *Router) Pick(server, avoid string) *kv.Instance {
+	var tried attempts
+	if c := r.find(server, avoid); c != nil {
+		tried.peers[0], tried.n = c.peer, 1
+	}
+	c := r.choose(&Request{Server: server, Era: EraLegacy}, &tried)
+	if c == nil || c.Instance.Instance == avoid {
+		return nil
+	}
+	return c.Instance
 }
 
 // Attach makes an instance of this node reachable without a network hop, until
@@ -153,7 +187,8 @@ func (r *Router) serveAny(ctx context.Context, req *Request, out Stream) (*Reply
 			break
 		}
 		reply, err := r.send(ctx, req, c, out)
-		if err == nil || !refusal(err, req.Server) || ctx.Err() != nil {
+		again := refusal(err, req.Server) || errors.Is(err, ErrOutcomeUnknown) && req.Message != nil && repeats(req.Method())
+		if err == nil || !again || ctx.Err() != nil {
 			return reply, err
 		}
 		tried.peers[tried.n], tried.nodes[tried.n] = c.peer, c.Node
@@ -191,6 +226,9 @@ func gaveUp(err error, server string, tried int) error {
 }
 
 func (r *Router) serveSession(ctx context.Context, req *Request, out Stream) (*Reply, error) {
+	if r.follow != nil {
+		return r.follow.Serve(ctx, req, out)
+	}
 	instance := SessionInstance(req.Session)
 	c := r.find(req.Server, instance)
 	if instance == "" || c == nil {

@@ -22,6 +22,7 @@ import (
 	"ripstop/fabric/admin"
 	"ripstop/failover/nodes"
 	"ripstop/kv"
+	"ripstop/kv/sessions"
 	"ripstop/router"
 	"ripstop/router/access"
 	"ripstop/router/agent"
@@ -31,6 +32,7 @@ import (
 	"ripstop/router/eras"
 	"ripstop/router/gosdk"
 	"ripstop/router/servers"
+	"ripstop/router/session/keep"
 	"ripstop/router/stdio"
 	"ripstop/router/upstream"
 	"ripstop/router/wire"
@@ -52,6 +54,10 @@ type node struct {
 	admin     *admin.Service
 	registry  *kv.Registry
 	registrar *kv.Registrar
+	sessions  *sessions.Store
+	events    *sessions.EventLog
+	keep      *keep.Keep
+	keeping   *keep.Service
 	client    *wire.Client
 	router    *router.Router
 	guard     *access.Guard
@@ -128,16 +134,19 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	if err := n.watchNodes(); err != nil {
 		return err
 	}
+	if err := n.openSessions(); err != nil {
+		return err
+	}
 	if n.client, err = wire.NewClient(n.fabric.MCP()); err != nil {
 		return fmt.Errorf("start router: %w", err)
 	}
-	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{Node: n.fabric.Name(), Nodes: &n.working, Speaks: wire.Own.Speaks, Pinned: eras.Pinned})
-	n.registry.Watch(func(c kv.Change) {
-		if c.Gone {
-			n.router.Forget(c.Instance.Server)
-			n.client.Lost(c.Instance.Server, c.Instance.Instance)
-		}
+	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{
+		Node: n.fabric.Name(), Nodes: &n.working, Sessions: keep.Route{Keep: n.keep}, Speaks: wire.Own.Speaks, Pinned: eras.Pinned,
 	})
+	n.registry.Watch(n.onRegistry)
+	if err := n.serveSessions(); err != nil {
+		return err
+	}
 	n.guard = access.NewGuard(n.router, s.Users)
 	n.token.Store(&s.Token)
 	n.collect()
@@ -182,7 +191,7 @@ func (n *node) attachOwn() error {
 		if err != nil {
 			return fmt.Errorf("attach demo: %w", err)
 		}
-		if _, err := n.host("demo", id, "go", b); err != nil {
+		if _, err := n.host("demo", id, "go", "", b); err != nil {
 			return err
 		}
 	}
@@ -191,7 +200,7 @@ func (n *node) attachOwn() error {
 		Instance: id, Handler: n.router, Servers: n.members, Watch: n.watchMembers,
 		IdleTimeout: n.settings.SessionIdle, Version: buildVersion(), Logger: n.log,
 	})
-	if _, err := n.host(allServers, id, "go", all); err != nil {
+	if _, err := n.host(allServers, id, "go", "", all); err != nil {
 		return err
 	}
 	if n.settings.Servers == "" {
@@ -238,17 +247,17 @@ func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
 		for k, v := range s.Headers {
 			h.Set(k, v)
 		}
-		b, err := upstream.New(upstream.Options{Instance: id, URL: s.URL, Header: h, IdleTimeout: n.settings.SessionIdle, Logger: n.log})
+		b, err := upstream.New(upstream.Options{Instance: id, URL: s.URL, Header: h, IdleTimeout: 2 * n.settings.SessionIdle, Logger: n.log})
 		if err != nil {
 			return nil, err
 		}
-		return n.host(s.Name, id, "http", n.bothEras(s, id, b))
+		return n.host(s.Name, id, "http", s.OnMove, n.bothEras(s, id, b))
 	}
-	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: n.settings.SessionIdle, Logger: n.log.With("server", s.Name)})
+	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: 2 * n.settings.SessionIdle, EndWithProcess: true, Logger: n.log.With("server", s.Name)})
 	if err != nil {
 		return nil, err
 	}
-	return n.host(s.Name, id, "stdio", n.bothEras(s, id, b))
+	return n.host(s.Name, id, "stdio", s.OnMove, n.bothEras(s, id, b))
 }
 
 // bothEras gives a server the era that it lacks. Where each client has a process
@@ -256,7 +265,7 @@ func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
 func (n *node) bothEras(s servers.Spec, instance string, b router.Backend) router.Backend {
 	return eras.Wrap(b, eras.Options{
 		Instance: instance, Fallback: s.URL == "" && !s.Shared,
-		IdleTimeout: n.settings.SessionIdle, Logger: n.log.With("server", s.Name),
+		IdleTimeout: 2 * n.settings.SessionIdle, Logger: n.log.With("server", s.Name),
 	})
 }
 
@@ -277,13 +286,14 @@ func (h *hosted) Close(ctx context.Context) error {
 
 // host attaches a backend to this node. Each has a connection of its own, so
 // that nats-server tells their traffic apart.
-func (n *node) host(server, instance, transport string, b router.Backend) (*hosted, error) {
+func (n *node) host(server, instance, transport, onMove string, b router.Backend) (*hosted, error) {
 	nc, err := n.fabric.Connect(server + "/" + instance)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	a, err := agent.Attach(agent.Options{
 		Server: server, Instance: instance, Transport: transport, Backend: b, Conn: nc, Relay: n.client,
+		Keeper: n.keep, Events: n.events, OnMove: onMove, Idle: n.settings.SessionIdle,
 		Software: buildVersion(), Logger: n.log,
 	})
 	if err != nil {
@@ -341,13 +351,16 @@ func (n *node) close(ctx context.Context) error {
 	if n.edge != nil {
 		errs = append(errs, n.edge.Shutdown(ctx))
 	}
-	refusing := time.Now()
+	if n.http != nil {
+		if err := n.http.Shutdown(ctx); err != nil {
+			errs = append(errs, n.http.Close())
+		}
+	}
 	n.cancel()
 	if n.set != nil {
 		errs = append(errs, n.set.Close(ctx))
 	}
 	errs = append(errs, n.closeAgents(ctx))
-	errs = append(errs, n.closeHTTP(ctx, refusing))
 	n.wg.Wait()
 	n.awaitMoves(ctx)
 	if n.admin != nil {
@@ -359,6 +372,7 @@ func (n *node) close(ctx context.Context) error {
 	if n.client != nil {
 		n.client.Close()
 	}
+	errs = append(errs, n.closeSessions()...)
 	if n.registrar != nil {
 		errs = append(errs, n.registrar.Close())
 	}

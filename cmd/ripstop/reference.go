@@ -38,7 +38,7 @@ var counterparts = [][3]string{
 	{"master node", "(none yet)", ""},
 	{"replication factor", "number of votes", "every bucket has a replica on every voter"},
 	{"replication timeout (5000 ms)", "5 s", "how long a write waits for its quorum before its outcome is unknown"},
-	{"session cleanup interval (300 s)", "`session-idle-timeout`", "sessions end by their own clock"},
+	{"session cleanup interval (300 s)", "`session-cleanup-interval`", "5 min; besides, an instance ends its own sessions after `session-idle-timeout`"},
 	{"port range", "`nats-addr`, `http-addr`, `cluster-addr`", "three ports, each of its own"},
 	{"tick time", "`timing`", "Raft's heartbeat"},
 }

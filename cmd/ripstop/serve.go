@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ripstop/kv"
+	"ripstop/kv/sessions"
 	"ripstop/router"
 	"ripstop/router/agent"
 	"ripstop/router/servers"
@@ -26,6 +27,7 @@ type serveFlags struct {
 	dir      string
 	env      []string
 	shared   bool
+	onMove   string
 	idle     time.Duration
 	drain    time.Duration
 	sessions int
@@ -69,6 +71,7 @@ Ctrl-C detaches the server, lets calls in flight finish, and exits 0.`,
 	fs.StringArrayVar(&f.headers, "header", nil, `header to send to --url, "Name: value"; repeatable`)
 	fs.StringVar(&f.dir, "dir", "", "working directory of the command")
 	fs.StringArrayVar(&f.env, "env", nil, "KEY=value to add to the command's environment; repeatable")
+	fs.StringVar(&f.onMove, "on-move", sessions.OnMoveReinitialize, "what becomes of a session whose process is gone: reinitialize (another takes it over), or end (its state was in the process)")
 	fs.BoolVar(&f.shared, "shared", false, "one process for all sessions, instead of one each")
 	fs.DurationVar(&f.idle, "session-idle-timeout", 30*time.Minute, "end a session that was not used for this long")
 	fs.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "how long calls in flight may take to finish at the end")
@@ -107,6 +110,7 @@ func runServe(cmd *cobra.Command, args []string, f serveFlags) error {
 		Connection: settings.connection("serve/"+name, log),
 		Server:     name, Instance: id, Transport: transport, Backend: backend, Software: buildVersion(), Drain: f.drain,
 		Scope: f.scope, Exclusive: f.only, Standby: f.standby, Fallback: f.url == "" && !f.shared, // a process of its own is what each client is promised
+		OnMove: f.onMove, Idle: f.idle, MaxSessions: f.sessions,
 		Attached: func(id string) {
 			fmt.Fprintf(out, "Attached as instance %s. Try: ripstop tools %s\n", id, name)
 		},
@@ -134,6 +138,8 @@ func (f serveFlags) target(cmd *cobra.Command, args []string) (name string, comm
 		return "", nil, fmt.Errorf("--scope %q is neither %s nor %s", f.scope, kv.ScopeGlobal, kv.ScopeLocal)
 	case f.only && f.scope == kv.ScopeLocal:
 		return "", nil, errors.New("--exclusive concerns the whole cluster; leave --scope local out")
+	case f.onMove != sessions.OnMoveReinitialize && f.onMove != sessions.OnMoveEnd:
+		return "", nil, fmt.Errorf("--on-move %q is neither %s nor %s", f.onMove, sessions.OnMoveReinitialize, sessions.OnMoveEnd)
 	case f.standby && !f.only:
 		return "", nil, errors.New("--standby goes with --exclusive")
 	case len(command) > 0 && dash != 1:
@@ -160,12 +166,12 @@ func (f serveFlags) backend(id string, command []string, log *slog.Logger) (rout
 			}
 			h.Add(strings.TrimSpace(k), strings.TrimSpace(v))
 		}
-		b, err := upstream.New(upstream.Options{Instance: id, URL: f.url, Header: h, IdleTimeout: f.idle, MaxSessions: f.sessions, Logger: log})
+		b, err := upstream.New(upstream.Options{Instance: id, URL: f.url, Header: h, IdleTimeout: 2 * f.idle, MaxSessions: f.sessions, Logger: log})
 		return b, "http", err
 	}
 	b, err := stdio.New(stdio.Options{
 		Instance: id, Command: command, Env: f.env, Dir: f.dir, Shared: f.shared,
-		IdleTimeout: f.idle, MaxSessions: f.sessions, Logger: log,
+		IdleTimeout: 2 * f.idle, EndWithProcess: true, MaxSessions: f.sessions, Logger: log,
 	})
 	return b, "stdio", err
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"ripstop/kv/sessions"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,6 +67,8 @@ var nodeSettingsList = []setting{
 	{"allowed-origins", []string{}, "web origins that may call the HTTP edge, beyond loopback's own", "https://app.example.com"},
 	{"allowed-hosts", []string{}, "host names the HTTP edge answers to on loopback, beyond localhost", "mcp.test"},
 	{"session-idle-timeout", 30 * time.Minute, "end a session that was not used for this long", "10m"},
+	{"session-cleanup-interval", 5 * time.Minute, "how often sessions are looked for that nobody will ask for again", "1m"},
+	{"event-durability", "memory", "where messages of streams are kept for clients that resume them elsewhere: memory (of all voters), file, or off", "file"},
 	{"drain-timeout", 30 * time.Second, "how long calls in flight may take to finish at shutdown", "1m"},
 	{"log-level", "info", "debug, info, warn or error", "debug"},
 	{"log-format", "text", "text or json", "json"},
@@ -171,21 +174,22 @@ func (l *loaded) origin(key string) string {
 
 // nodeSettings is a node's checked configuration.
 type nodeSettings struct {
-	Name, DataDir, NATSAddr, HTTPAddr string
-	Demo                              bool
-	Servers                           string
-	Region                            string
-	Cluster                           *fabric.Cluster // nil = a node on its own
-	Monitor                           failover.Config
-	Token, AgentToken, OperatorToken  string
-	Users                             []access.User
-	TLS                               *fabric.TLS // of NATS and HTTP clients; nil = in clear
-	Verify                            bool        // demand certificates of clients
-	reread                            func() (secrets, error)
-	AllowedOrigins, AllowedHosts      []string
-	SessionIdle, Drain                time.Duration
-	LogLevel                          slog.Level
-	LogFormat                         string
+	Name, DataDir, NATSAddr, HTTPAddr  string
+	Demo                               bool
+	Servers                            string
+	Region                             string
+	Cluster                            *fabric.Cluster // nil = a node on its own
+	Monitor                            failover.Config
+	Token, AgentToken, OperatorToken   string
+	Users                              []access.User
+	TLS                                *fabric.TLS // of NATS and HTTP clients; nil = in clear
+	Verify                             bool        // demand certificates of clients
+	reread                             func() (secrets, error)
+	AllowedOrigins, AllowedHosts       []string
+	SessionIdle, SessionCleanup, Drain time.Duration
+	EventDurability                    string
+	LogLevel                           slog.Level
+	LogFormat                          string
 }
 
 // settings checks the configuration. Every problem is named, with its origin.
@@ -205,6 +209,13 @@ func (l *loaded) settings() (*nodeSettings, error) {
 	s.Demo = l.boolean("demo", bad)
 	insecure := l.boolean("insecure", bad)
 	s.SessionIdle = l.duration("session-idle-timeout", bad)
+	s.SessionCleanup = l.duration("session-cleanup-interval", bad)
+	s.EventDurability = v.GetString("event-durability")
+	switch s.EventDurability {
+	case sessions.EventsMemory, sessions.EventsFile, sessions.EventsOff:
+	default:
+		bad("event-durability", "%q is not %s, %s or %s", s.EventDurability, sessions.EventsMemory, sessions.EventsFile, sessions.EventsOff)
+	}
 	s.Drain = l.duration("drain-timeout", bad)
 	if err := s.LogLevel.UnmarshalText([]byte(v.GetString("log-level"))); err != nil {
 		bad("log-level", "%q is not debug, info, warn or error", v.GetString("log-level"))

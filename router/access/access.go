@@ -70,7 +70,7 @@ func (u User) agentPublish() []string {
 	}
 	for _, s := range u.attaches() {
 		out = append(out,
-			"ripstop.v1.agent.*.put."+s, "ripstop.v1.agent.*.remove."+s,
+			"ripstop.v1.agent.*.put."+s, "ripstop.v1.agent.*.remove."+s, "ripstop.v1.session.*.*."+s,
 			wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*")) // to pass on what belongs to a session of another instance
 	}
 	return out
@@ -87,9 +87,9 @@ func (u User) attaches() []string {
 // Subscribe returns the subjects the user may subscribe, besides its inboxes.
 func (u User) Subscribe() []string {
 	if u.Role != Agent {
-		return nil
+		return []string{wire.SubjectGone}
 	}
-	out := []string{"ripstop.v1.registry.census"}
+	out := []string{wire.SubjectGone, "ripstop.v1.registry.census"}
 	for _, verb := range []string{"$SRV.PING", "$SRV.INFO", "$SRV.STATS"} { // NATS service API, ADR-32
 		out = append(out, verb)
 		for _, s := range u.attaches() {

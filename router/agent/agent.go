@@ -20,6 +20,7 @@ import (
 	"ripstop/kv"
 	"ripstop/router"
 	"ripstop/router/eras"
+	"ripstop/router/session"
 	"ripstop/router/wire"
 )
 
@@ -36,6 +37,15 @@ type Options struct {
 	Exclusive bool   // refuse to share the server's name with another instance, anywhere in the cluster
 	Standby   bool   // with Exclusive: wait while another has the name, and take over when it goes
 
+	// Keeper keeps the records of sessions, and Events the events of their
+	// streams; nil = the node that Conn leads to.
+	Keeper session.Keeper
+	Events session.EventLog
+
+	OnMove      string        // what becomes of a session whose instance is gone: sessions.OnMoveReinitialize (or ""), or sessions.OnMoveEnd
+	Idle        time.Duration // ends a session unused for so long; 0 = session.DefaultIdle
+	MaxSessions int           // held at once; 0 = session.DefaultMaxSessions
+
 	Software     string        // version of ripstop, for the registry
 	MaxInFlight  int           // calls at once; 0 = 4096
 	ProbeTimeout time.Duration // how long the server may take to say what it is; 0 = 60 s (npx downloads)
@@ -45,9 +55,12 @@ type Options struct {
 // Agent is an attached instance. It is a router.Handler, so that an edge in the
 // same process calls it without a network hop.
 type Agent struct {
-	opts Options
-	log  *slog.Logger
-	out  outlet // of replies
+	opts   Options
+	log    *slog.Logger
+	layer  *session.Layer // around the backend
+	keeper session.Keeper
+	follow *router.Follower // of sessions that may be elsewhere
+	out    outlet           // of replies
 
 	stats      stats
 	table      table // calls that came over NATS
@@ -118,9 +131,13 @@ func Attach(opts Options) (*Agent, error) {
 	if opts.Scope == "" {
 		a.record.Scope = kv.ScopeGlobal
 	}
+	if err := a.layered(); err != nil {
+		a.cancel()
+		return nil, fmt.Errorf("attach %s: %w", opts.Server, err)
+	}
 	if err := a.subscribe(a.line); err != nil {
 		a.cancel()
-		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.line.unsubscribe())
+		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.line.unsubscribe(), a.layer.Close())
 	}
 	a.wg.Go(a.keepRegistered)
 	if !opts.Exclusive { // one that stands by must not start anything
@@ -179,7 +196,7 @@ func (a *Agent) backend(ctx context.Context, req *router.Request, out router.Str
 			reply, err = nil, router.Errorf(router.ErrOutcomeUnknown, "instance %s of %s panicked while it worked on this call; it may have been executed", a.opts.Instance, a.opts.Server)
 		}
 	}()
-	return a.opts.Backend.Serve(ctx, req, out)
+	return a.layer.Serve(ctx, req, out)
 }
 
 func (a *Agent) answer(msg *nats.Msg) {
@@ -213,20 +230,10 @@ func (a *Agent) dispatch(ctx context.Context, in *wire.Inbound, out router.Strea
 			return a.relayPinned(ctx, in, holder, out)
 		}
 	}
-	owner := router.SessionInstance(in.Session)
-	if in.Session == "" || owner == a.opts.Instance || in.Instance != "" {
+	if in.Session == "" || in.Instance != "" { // who names an instance follows the session himself
 		return a.serve(ctx, &in.Request, out)
 	}
-	if owner == "" || a.opts.Relay == nil {
-		return nil, router.Errorf(router.ErrSessionNotFound, "session %q is not one of this fabric; send initialize to open one", clip(in.Session))
-	}
-	req := in.Request
-	req.Instance, req.Principal = owner, ""
-	reply, err := a.opts.Relay.Serve(ctx, &req, out)
-	if errors.Is(err, router.ErrUnavailable) {
-		return nil, router.Errorf(router.ErrSessionNotFound, "session %s ended with its instance; send initialize to open another", in.Session)
-	}
-	return reply, err
+	return a.follow.Serve(ctx, &in.Request, out)
 }
 
 // relayPinned hands the retry of a call to the instance that holds the call.
@@ -238,8 +245,4 @@ func (a *Agent) relayPinned(ctx context.Context, in *wire.Inbound, holder string
 		return nil, router.PinnedGone(holder)
 	}
 	return reply, err
-}
-
-func clip(s string) string {
-	return s[:min(len(s), 80)]
 }

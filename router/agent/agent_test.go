@@ -15,9 +15,11 @@ import (
 
 	"ripstop/fabric"
 	"ripstop/kv"
+	"ripstop/kv/sessions"
 	"ripstop/router"
 	"ripstop/router/agent"
 	"ripstop/router/jsonrpc"
+	"ripstop/router/session/keep"
 	"ripstop/router/wire"
 )
 
@@ -57,12 +59,40 @@ func serveRegistry(t testing.TB, n *fabric.Node) (*kv.Registry, *kv.Registrar) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Close() })
+	serveSessions(t, n, reg)
 	if err := n.OnDisconnect(func(s string, id uint64) {
 		r.Disconnected(kv.Conn{ServerID: s, ClientID: id})
 	}); err != nil {
 		t.Fatal(err)
 	}
 	return reg, r
+}
+
+// serveSessions keeps the sessions of n's agents, as a node does.
+func serveSessions(t testing.TB, n *fabric.Node, reg *kv.Registry) *keep.Keep {
+	t.Helper()
+	store, err := sessions.Open(sessions.Options{Fabric: n.Fabric(), Replicas: n.Votes(), Node: n.Name(), Incarnation: n.Incarnation(), Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := keep.New(keep.Options{
+		Store: store, Registry: reg, Region: n.Region(), Node: n.Name(), Logger: quiet(),
+		Pick: func(server, avoid string) *kv.Instance {
+			for _, i := range reg.Instances(server) {
+				if i.Instance != avoid {
+					return i
+				}
+			}
+			return nil
+		},
+		Writable: func() bool { return true }, NodeUp: func(string) bool { return true },
+	})
+	s, err := k.Serve(n.MCP(), n.Server().ID(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close(); k.Close(); store.Close() })
+	return k
 }
 
 func (l *lab) dial(t testing.TB) *nats.Conn {
@@ -295,33 +325,87 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
+// opener is a server that opens sessions and says who it is.
+func opener(id *string) router.HandlerFunc {
+	return func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+		reply := &router.Reply{Body: jsonrpc.NewResult(req.ID(), []byte(jsonrpc.Quote(*id)))}
+		if req.Method() == "initialize" {
+			reply.Body = jsonrpc.NewResult(req.ID(), []byte(`{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{"name":"t","version":"1"}}`))
+			reply.Session = router.NewSessionID(*id)
+		}
+		return reply, nil
+	}
+}
+
+const callInitialize = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}`
+
 func TestSessionsReachTheirInstance(t *testing.T) {
 	l := newLab(t)
-	who := func(id *string) router.HandlerFunc {
-		return func(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
-			return &router.Reply{Body: jsonrpc.NewResult(req.ID(), []byte(jsonrpc.Quote(*id)))}, nil
-		}
-	}
 	var ids [3]string
 	for i := range ids {
-		ids[i] = l.attach(t, "demo", who(&ids[i])).Instance()
+		ids[i] = l.attach(t, "demo", opener(&ids[i])).Instance()
 	}
 	c := l.client(t)
-	for _, id := range ids {
-		session := router.NewSessionID(id)
+	owners := map[string]bool{}
+	for range 10 {
+		opened, err := c.Serve(t.Context(), &router.Request{Server: "demo", Message: message(t, callInitialize)}, router.Discard)
+		if err != nil || opened.Session == "" {
+			t.Fatalf("%+v, %v", opened, err)
+		}
+		owner := router.SessionInstance(opened.Session)
+		owners[owner] = true
 		for range 10 { // the queue group picks another instance most of the time
-			reply, err := c.Serve(t.Context(), &router.Request{Server: "demo", Session: session, Message: message(t, callEcho)}, router.Discard)
+			reply, err := c.Serve(t.Context(), &router.Request{Server: "demo", Session: opened.Session, Message: message(t, callEcho)}, router.Discard)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(string(reply.Body), id) {
-				t.Fatalf("session of %s was answered by %s", id, reply.Body)
+			if !strings.Contains(string(reply.Body), owner) {
+				t.Fatalf("session of %s was answered by %s", owner, reply.Body)
 			}
 		}
 	}
-	reply, err := c.Serve(t.Context(), &router.Request{Server: "demo", Session: router.NewSessionID("zzzzzzzzzz"), Message: message(t, callEcho)}, router.Discard)
-	if err != nil || reply.Status != 404 {
-		t.Errorf("session of a dead instance: %+v, %v", reply, err)
+	if len(owners) < 2 {
+		t.Errorf("10 sessions are all with %v", owners)
+	}
+	for _, id := range []string{router.NewSessionID("zzzzzzzzzz"), router.NewSessionID(ids[0]), "junk"} {
+		reply, err := c.Serve(t.Context(), &router.Request{Server: "demo", Session: id, Message: message(t, callEcho)}, router.Discard)
+		if err != nil || reply.Status != 404 {
+			t.Errorf("session that never was, %s: %+v, %v", id, reply, err)
+		}
+	}
+}
+
+// TestSessionOutlivesItsInstance: over NATS, the client keeps its session id.
+func TestSessionOutlivesItsInstance(t *testing.T) {
+	l := newLab(t)
+	var ids [2]string
+	agents := map[string]*agent.Agent{}
+	for i := range ids {
+		a := l.attach(t, "demo", opener(&ids[i]))
+		ids[i] = a.Instance()
+		agents[a.Instance()] = a
+	}
+	c := l.client(t)
+	opened, err := c.Serve(t.Context(), &router.Request{Server: "demo", Message: message(t, callInitialize)}, router.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := router.SessionInstance(opened.Session)
+	if err := agents[owner].Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		began := time.Now()
+		reply, err := c.Serve(t.Context(), &router.Request{Server: "demo", Session: opened.Session, Message: message(t, callEcho)}, router.Discard)
+		if err != nil || reply.Status != 0 || strings.Contains(string(reply.Body), owner) {
+			t.Fatalf("call %d after its instance went: %+v, %v", i, reply, err)
+		}
+		if marked := strings.Contains(string(reply.Body), "ripstop/reinitialized"); marked && i > 0 {
+			t.Errorf("call %d says again that the server's session is new: %s", i, reply.Body)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("call %d took %s", i, took)
+		}
 	}
 }
 

@@ -140,7 +140,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	defer cancel()
 	drain(end, l.nc, append(shared[min(1, len(shared)):], l.subs...))
 	a.cancel()
-	errs = append(errs, a.opts.Backend.Close())
+	errs = append(errs, a.layer.Close())
 	a.wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach %s: %w", a.opts.Server, err)

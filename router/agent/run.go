@@ -94,17 +94,20 @@ func (c Connection) credentials() []nats.Option {
 // RunOptions are what Run attaches, and where.
 type RunOptions struct {
 	Connection
-	Server    string
-	Instance  string
-	Transport string // stdio, http or go
-	Backend   router.Backend
-	Software  string
-	Scope     string // as in Options
-	Exclusive bool
-	Standby   bool
-	Fallback  bool            // as in eras.Options
-	Drain     time.Duration   // how long calls in flight may take at the end; 0 = 30 s
-	Attached  func(id string) // called once, when the instance stands in the registry; may be nil
+	Server      string
+	Instance    string
+	Transport   string // stdio, http or go
+	Backend     router.Backend
+	Software    string
+	Scope       string // as in Options
+	Exclusive   bool
+	Standby     bool
+	Fallback    bool   // as in eras.Options
+	OnMove      string // as in Options, as are Idle and MaxSessions
+	Idle        time.Duration
+	MaxSessions int
+	Drain       time.Duration   // how long calls in flight may take at the end; 0 = 30 s
+	Attached    func(id string) // called once, when the instance stands in the registry; may be nil
 }
 
 // Run attaches a backend to the fabric from a process of its own and serves
@@ -160,6 +163,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport, Backend: opts.Backend,
 		Conn: nc, Relay: link, Software: opts.Software, Logger: opts.Logger,
 		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby,
+		OnMove: opts.OnMove, Idle: opts.Idle, MaxSessions: opts.MaxSessions,
 	})
 	if err != nil {
 		return errors.Join(err, opts.Backend.Close())

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"ripstop/kv/sessions"
 	"ripstop/router"
 )
 
@@ -25,7 +26,8 @@ type Spec struct {
 	Dir     string
 	URL     string
 	Headers map[string]string
-	Shared  bool // one child for all sessions
+	Shared  bool   // one child for all sessions
+	OnMove  string // what becomes of a session whose process is gone: reinitialize (or "") or end
 }
 
 // entry is what a file holds under a server's key. Desktop clients add keys of
@@ -40,6 +42,7 @@ type entry struct {
 	Headers  map[string]string `json:"headers"`
 	Disabled bool              `json:"disabled"`
 	Shared   bool              `json:"shared"`
+	OnMove   string            `json:"onMove"`
 }
 
 // Load reads the file at path. Any entry that says nothing usable fails the
@@ -102,9 +105,12 @@ func parseEntry(key string, raw json.RawMessage, env func(string) (string, bool)
 	if e.Disabled {
 		return Spec{}, true, nil
 	}
-	spec := Spec{Key: key, Name: router.ServerName(key), Shared: e.Shared}
+	spec := Spec{Key: key, Name: router.ServerName(key), Shared: e.Shared, OnMove: e.OnMove}
 	if spec.Name == "" {
 		return spec, false, errors.New("no letter or digit in its name")
+	}
+	if m := spec.OnMove; m != "" && m != sessions.OnMoveReinitialize && m != sessions.OnMoveEnd {
+		return spec, false, fmt.Errorf("\"onMove\" is %q, neither %q nor %q", m, sessions.OnMoveReinitialize, sessions.OnMoveEnd)
 	}
 	x := expander{env: env}
 	switch {

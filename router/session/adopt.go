@@ -2,16 +2,13 @@ package session
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"ripstop/kv"
 	"ripstop/kv/sessions"
 	"ripstop/router"
-	"ripstop/router/jsonrpc"
 )
 
 // settle starts finding out whether a session is this instance's, and makes its
@@ -65,7 +62,7 @@ func (l *Layer) resolve(ctx context.Context, s *session, epoch uint64, principal
 		return err
 	}
 	if rec.Instance != l.opts.Instance {
-		err := moved(s.id, rec.Instance, rec.Epoch)
+		err := router.Moved(s.id, rec.Instance, rec.Epoch)
 		if s.epochNow() != 0 {
 			l.stats.deposed.Add(1)
 			l.log.Info("session has another owner", "session", s.id, "owner", rec.Instance, "epoch", rec.Epoch)
@@ -74,7 +71,7 @@ func (l *Layer) resolve(ctx context.Context, s *session, epoch uint64, principal
 		return err
 	}
 	if l.departed(s.id, rec.Epoch) {
-		err := moved(s.id, "", 0)
+		err := router.Moved(s.id, "", 0)
 		l.drop(s, false, err)
 		return err
 	}
@@ -136,7 +133,7 @@ func (l *Layer) leaveEpoch(s *session, rec sessions.Record) (cause string) {
 	s.events = nil
 	s.mu.Unlock()
 	if e != nil {
-		e.close(false, moved(s.id, rec.Instance, rec.Epoch))
+		e.close(false, router.Moved(s.id, rec.Instance, rec.Epoch))
 	}
 	if old != "" {
 		l.endBackend(old)
@@ -157,16 +154,6 @@ func (l *Layer) endLost(ctx context.Context, s *session, rec sessions.Record) er
 	gone := router.Errorf(router.ErrSessionNotFound, "session %s of %q ended: the server's process or session that held its state is gone; send initialize to open another", s.id, l.opts.Server)
 	l.drop(s, true, gone)
 	return gone
-}
-
-// moved is the error of an instance that does not have a session: instance has it,
-// under epoch, as far as is known ("" = not).
-func moved(session, instance string, epoch uint64) *router.Error {
-	e := router.Errorf(router.ErrMoved, "session %.80q is not here; nothing was executed", session)
-	if instance != "" {
-		e.Data = json.RawMessage(`{"instance":` + jsonrpc.Quote(instance) + `,"epoch":` + strconv.FormatUint(epoch, 10) + `}`)
-	}
-	return e
 }
 
 // departure is a session that was released for another instance to take.
@@ -241,7 +228,7 @@ func (l *Layer) release(ctx context.Context, s *session) error {
 	l.odd.Lock()
 	l.left[s.id] = departure{epoch, l.now() + departureFor}
 	l.odd.Unlock()
-	f.err = moved(s.id, "", 0)
+	f.err = router.Moved(s.id, "", 0)
 	l.drop(s, false, f.err) // a call may be about to enter again, having found its backend session gone
 	return nil
 }

@@ -109,13 +109,13 @@ func (l *Layer) save(ctx context.Context, s *session, ch *changes) error {
 // deposed gives up a session that has another owner, or this one anew. What was
 // asked is to be asked there: the callers of changed can do so twice.
 func (l *Layer) deposed(ctx context.Context, s *session) error {
-	err := error(moved(s.id, "", 0))
+	err := error(router.Moved(s.id, "", 0))
 	rec, ferr := l.find(ctx, s.id, 0)
 	switch {
 	case errors.Is(ferr, router.ErrSessionNotFound):
 		err = ferr
 	case ferr == nil:
-		err = moved(s.id, rec.Instance, rec.Epoch)
+		err = router.Moved(s.id, rec.Instance, rec.Epoch)
 	}
 	l.stats.deposed.Add(1)
 	l.drop(s, false, err)

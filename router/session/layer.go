@@ -261,6 +261,13 @@ func (l *Layer) Sessions() []Info {
 	return list
 }
 
+// Holds reports whether a session is held here.
+func (l *Layer) Holds(id string) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.sessions[id] != nil
+}
+
 func (l *Layer) held() []*session {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

@@ -93,7 +93,7 @@ func (l *Layer) end(ctx context.Context, req *router.Request) (*router.Reply, er
 		return nil, err
 	}
 	if rec.Instance != l.opts.Instance {
-		return nil, moved(req.Session, rec.Instance, rec.Epoch)
+		return nil, router.Moved(req.Session, rec.Instance, rec.Epoch)
 	}
 	if err := l.opts.Keeper.End(ctx, l.opts.Server, req.Session, rec.Epoch); err != nil && !errors.Is(err, kv.ErrNotFound) {
 		return nil, l.keeperFailed("end", req.Session, err)

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
@@ -35,6 +36,7 @@ const maxQueued = 64 << 20
 type Client struct {
 	nc     *nats.Conn
 	sub    *nats.Subscription
+	gone   *nats.Subscription
 	inbox  string // "<inbox prefix>.<nuid>."
 	prefix string // of request tokens
 	next   atomic.Uint64
@@ -69,6 +71,9 @@ func NewClient(nc *nats.Conn) (*Client, error) {
 		return nil, err
 	}
 	c.sub = sub
+	if c.gone, err = nc.Subscribe(SubjectGone, c.onGone); err != nil {
+		return nil, errors.Join(err, sub.Unsubscribe())
+	}
 	c.watchRefusals()
 	go c.watch()
 	return c, nil
@@ -100,7 +105,7 @@ func (c *Client) Backup(nc *nats.Conn) error {
 // Close fails the requests in flight and stops the client.
 func (c *Client) Close() {
 	c.mu.Lock()
-	subs := append(c.backups, c.sub)
+	subs := append(c.backups, c.sub, c.gone)
 	c.mu.Unlock()
 	for _, s := range subs {
 		_ = s.Unsubscribe() // fails only when the connection is closed already
@@ -290,6 +295,23 @@ func noResponders(req *router.Request) error {
 // lease ends what a lost cancel would leave.
 func (c *Client) control(server, token, what string) {
 	_ = c.nc.PublishMsg(&nats.Msg{Subject: ControlSubject(server, token), Header: nats.Header{hdrControl: {what}}})
+}
+
+// SubjectGone is where nodes say that an instance is gone, so that its callers
+// need not wait for silence to tell.
+const SubjectGone = "ripstop.v1.registry.gone"
+
+// Gone is the body of a message on SubjectGone.
+type Gone struct {
+	Server   string `json:"server"`
+	Instance string `json:"instance"`
+}
+
+func (c *Client) onGone(msg *nats.Msg) {
+	var g Gone
+	if json.Unmarshal(msg.Data, &g) == nil && g.Instance != "" {
+		c.Lost(g.Server, g.Instance)
+	}
 }
 
 // Lost fails the requests in flight to an instance that is known to be gone, so

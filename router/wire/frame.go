@@ -98,6 +98,9 @@ func Decode(msg *nats.Msg, server, instance string) (*Inbound, error) {
 		tail = strings.TrimPrefix(msg.Subject, prefixRequest+server+".")
 	}
 	in.headers(msg.Header, direct)
+	if direct {
+		in.Instance = instance
+	}
 	switch tail {
 	case tokenListen:
 		in.Op = router.OpListen

@@ -1,0 +1,215 @@
+package keep
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"ripstop/kv"
+	"ripstop/kv/sessions"
+	"ripstop/router"
+)
+
+const (
+	// locateTimeout is how long a request may wait for its session's instance,
+	// or another, to appear.
+	locateTimeout = 3 * time.Second
+
+	// An instance whose connection has ended may be on its way back: its agent
+	// connects again. If its node went with it, that takes longer.
+	graceConn = 100 * time.Millisecond
+	graceNode = 500 * time.Millisecond
+
+	// graceShown is how long an instance that did not take a request, but stands
+	// in the registry, may take to leave it.
+	graceShown = 300 * time.Millisecond
+)
+
+// Locate implements [session.Keeper].
+func (k *Keep) Locate(ctx context.Context, server, id, avoid string, epoch uint64) (sessions.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
+	defer cancel()
+	r, known := k.store.Lookup(id)
+	if !known || r.Instance == avoid && r.Epoch <= epoch {
+		var err error
+		if r, err = k.fresh(ctx, id); err != nil {
+			return r, notFound(server, id, err)
+		}
+	}
+	graced := uint64(0) // the epoch whose owner had its time
+	for {
+		switch {
+		case r.Server != server:
+			return r, notFound(server, id, kv.ErrNotFound)
+		case k.there(&r) && (r.Instance != avoid || r.Epoch > epoch || graced == r.Epoch):
+			return r, nil
+		case graced != r.Epoch:
+			k.grace(ctx, &r, avoid)
+			graced = r.Epoch
+		default:
+			next, err := k.move(ctx, r)
+			if err == nil || !errors.Is(err, errAgain) {
+				return next, err
+			}
+		}
+		var err error
+		if r, err = k.fresh(ctx, id); err != nil {
+			return r, notFound(server, id, err)
+		}
+	}
+}
+
+func notFound(server, id string, err error) error {
+	if !errors.Is(err, kv.ErrNotFound) {
+		return err
+	}
+	return router.Errorf(router.ErrSessionNotFound, "session %.64q of server %q has ended or never was; send initialize to open one", id, server)
+}
+
+// there reports whether a session's owner stands in the registry.
+func (k *Keep) there(r *sessions.Record) bool { return k.instance(r.Server, r.Instance) != nil }
+
+func (k *Keep) instance(server, id string) *kv.Instance {
+	for _, i := range k.opts.Registry.Instances(server) {
+		if i.Instance == id {
+			return i
+		}
+	}
+	return nil
+}
+
+// grace waits a moment for a session's owner to come back; for one that is to be
+// avoided and stands in the registry, to leave it; or for another to have moved
+// the session.
+func (k *Keep) grace(ctx context.Context, r *sessions.Record, avoid string) {
+	was := k.there(r)
+	wait := graceConn
+	switch {
+	case was:
+		wait = graceShown
+	case !k.opts.NodeUp(r.Node):
+		wait = graceNode
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	for {
+		news := k.changed()
+		now, known := k.store.Lookup(r.ID)
+		if known && now.Epoch > r.Epoch || k.there(r) != was {
+			return
+		}
+		select {
+		case <-news:
+		case <-t.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// errAgain: the record has changed; look at it again.
+var errAgain = errors.New("the session's record has changed")
+
+// move gives a session whose owner is gone to another instance, or ends it if
+// that is its server's wish.
+func (k *Keep) move(ctx context.Context, r sessions.Record) (sessions.Record, error) {
+	if r.OnMove == sessions.OnMoveEnd {
+		if err := k.store.End(ctx, r.ID, r.Rev); errors.Is(err, kv.ErrConflict) {
+			return r, errAgain
+		} else if err != nil {
+			return r, cantMove(&r, err)
+		}
+		k.log.Info("session ended with its instance", "session", r.ID, "server", r.Server, "instance", r.Instance)
+		return r, router.Errorf(router.ErrSessionNotFound, "session %.64s of %q ended with its instance, which kept its state; send initialize to open another", r.ID, r.Server)
+	}
+	began := time.Now()
+	to := k.opts.Pick(r.Server, r.Instance)
+	if to == nil {
+		return r, k.await(ctx, &r)
+	}
+	next := r
+	next.Instance, next.Node, next.Epoch, next.Cause = to.Instance, to.Node, r.Epoch+1, "instance gone"
+	if !k.opts.NodeUp(r.Node) {
+		next.Cause = "node gone"
+	}
+	next, err := k.store.Update(ctx, next)
+	switch {
+	case errors.Is(err, kv.ErrConflict):
+		return r, errAgain
+	case err != nil:
+		return r, cantMove(&r, err)
+	}
+	k.stats.moved(next.Cause, time.Since(began))
+	k.log.Info("session moved", "session", r.ID, "server", r.Server, "from", r.Instance, "to", next.Instance, "node", next.Node, "epoch", next.Epoch, "cause", next.Cause)
+	return next, nil
+}
+
+// await waits until something changes, since no instance can take the session.
+func (k *Keep) await(ctx context.Context, r *sessions.Record) error {
+	news := k.changed()
+	if k.opts.Pick(r.Server, "") != nil {
+		return errAgain
+	}
+	select {
+	case <-news:
+		return errAgain
+	case <-ctx.Done():
+		return router.Errorf(router.ErrUnavailable, "server %q has no instance now; session %.64s goes on when one is attached; nothing was executed", r.Server, r.ID)
+	}
+}
+
+func cantMove(r *sessions.Record, err error) error {
+	return router.Errorf(router.ErrUnavailable, "the instance of session %.64s is gone, and it can't be moved now: %v; nothing was executed, try again", r.ID, err)
+}
+
+// Move gives a session to another instance though its owner is there: to, or
+// any other if that is "". The owner finds itself deposed by the next request.
+// It fails with kv.ErrNotFound and kv.ErrConflict.
+func (k *Keep) Move(ctx context.Context, id, to, cause string) (sessions.Record, error) {
+	r, err := k.fresh(ctx, id)
+	if err != nil {
+		return r, err
+	}
+	i := k.instance(r.Server, to)
+	if to == "" {
+		i = k.opts.Pick(r.Server, r.Instance)
+	}
+	switch {
+	case i == nil:
+		return r, router.Errorf(router.ErrUnavailable, "server %q has no instance %sto move session %.64s to; `ripstop ls instances` shows what is attached", r.Server, quoted(to), id)
+	case i.Instance == r.Instance:
+		return r, nil
+	}
+	next := r
+	next.Instance, next.Node, next.Epoch, next.Cause = i.Instance, i.Node, r.Epoch+1, cause
+	if next, err = k.store.Update(ctx, next); err == nil {
+		k.stats.moved(cause, 0)
+		k.log.Info("session moved", "session", id, "server", r.Server, "from", r.Instance, "to", next.Instance, "epoch", next.Epoch, "cause", cause)
+	}
+	return next, err
+}
+
+func quoted(instance string) string {
+	if instance == "" {
+		return "other "
+	}
+	return instance + " "
+}
+
+// Route is a Keep as the router asks it.
+type Route struct{ *Keep }
+
+var _ router.Sessions = Route{}
+
+// Owner implements [router.Sessions].
+func (r Route) Owner(id string) (string, uint64, bool) {
+	rec, known := r.store.Lookup(id)
+	return rec.Instance, rec.Epoch, known
+}
+
+// Locate implements [router.Sessions].
+func (r Route) Locate(ctx context.Context, server, id, avoid string, epoch uint64) (string, uint64, error) {
+	rec, err := r.Keep.Locate(ctx, server, id, avoid, epoch)
+	return rec.Instance, rec.Epoch, err
+}
