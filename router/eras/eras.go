@@ -93,6 +93,7 @@ type wrapper struct {
 	greets greeting
 	pool   pool
 	feeds  feeds
+	tools  tools
 
 	open atomic.Int64 // len(sessions), so that most requests need no lock
 

@@ -34,7 +34,7 @@ type question struct {
 func (s *session) call(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
 	m := req.Message
 	to := s.request(nil)
-	to.Params = req.Params
+	to.Params, to.Principal = req.Params, req.Principal
 	var err error
 	if to.Message, err = jsonrpc.Parse(m.WithParamsMeta(s.meta()...)); err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (s *session) call(ctx context.Context, req *router.Request, out router.Stre
 	first := to.Message.Params
 	sheds := 0
 	for round := 1; ; round++ {
-		reply, err := s.w.inner.Serve(ctx, to, out)
+		reply, err := s.send(ctx, to, out)
 		if err != nil {
 			return nil, legacyError(err)
 		}
@@ -71,6 +71,26 @@ func (s *session) call(ctx context.Context, req *router.Request, out router.Stre
 			return nil, err
 		}
 	}
+}
+
+// send sends a request, with the arguments in headers that its tool wants there.
+func (s *session) send(ctx context.Context, to *router.Request, out router.Stream) (*router.Reply, error) {
+	m := to.Message
+	if m.Method == "tools/call" && to.Params == nil {
+		if known := s.w.tools.get(m.Name); known != nil {
+			to.Params = headersFor(known, m.Params)
+		}
+	}
+	reply, err := s.w.inner.Serve(ctx, to, out)
+	if err != nil || !missesHeader(m, reply) {
+		return reply, err
+	}
+	wanted, err := s.lookUp(ctx, m.Name)
+	if err != nil || len(wanted) == 0 {
+		return reply, nil // the server has said why it does not take the call
+	}
+	to.Params = headersFor(wanted, m.Params)
+	return s.w.inner.Serve(ctx, to, out)
 }
 
 // again returns the request of the next round: the first one's params with the
@@ -230,6 +250,9 @@ func cloned(m *jsonrpc.Message) *jsonrpc.Message {
 // results have more. The HTTP status is not: to a legacy client 404 says that its
 // session is gone.
 func legacyReply(reply *router.Reply, sent *jsonrpc.Message, id []byte) *router.Reply {
+	if reply == nil { // ended without an answer
+		return &router.Reply{}
+	}
 	own := *reply
 	own.Status, own.Session = 0, ""
 	if bytes.Equal(sent.ID, id) {

@@ -4,6 +4,7 @@ package eras_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -154,6 +155,15 @@ func addTools(s *mcp.Server) {
 	tool(s, "touch", func(ctx context.Context, _ *mcp.CallToolRequest, text string) (*mcp.CallToolResult, error) {
 		return say("touched"), s.ResourceUpdated(ctx, &mcp.ResourceUpdatedNotificationParams{URI: text})
 	})
+	type mirrored struct {
+		Region string `json:"region"`
+		Count  int    `json:"count"`
+	}
+	mcp.AddTool(s, &mcp.Tool{Name: "mirrored", InputSchema: json.RawMessage(`{"type":"object","properties":{
+		"region":{"type":"string","x-mcp-header":"Region"},"count":{"type":"integer","x-mcp-header":"Count"}}}`)},
+		func(_ context.Context, _ *mcp.CallToolRequest, in mirrored) (*mcp.CallToolResult, any, error) {
+			return say("%s %d", in.Region, in.Count), nil, nil
+		})
 	tool(s, "fail", func(context.Context, *mcp.CallToolRequest, string) (*mcp.CallToolResult, error) {
 		return nil, errors.New("failed")
 	})

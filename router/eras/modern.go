@@ -152,6 +152,9 @@ func cacheable(method string) bool {
 
 // modernReply turns a legacy server's reply into a modern one.
 func (w *wrapper) modernReply(reply *router.Reply, method string, id []byte) *router.Reply {
+	if reply == nil { // ended without an answer
+		return &router.Reply{}
+	}
 	own := *reply
 	own.Status, own.Session = 0, ""
 	m, err := jsonrpc.Parse(reply.Body)

@@ -137,8 +137,8 @@ func TestFallback(t *testing.T) {
 		if err := callTool(ctx, cs, "grow", "mine", "grown"); err != nil {
 			t.Error(err)
 		}
-		if tools, err := cs.ListTools(ctx, nil); err != nil || len(tools.Tools) != 10 {
-			t.Errorf("%v, %v", tools, err)
+		if tools, err := cs.ListTools(ctx, nil); err != nil || len(tools.Tools) != 11 {
+			t.Errorf("%d tools, %v", len(tools.Tools), err)
 		}
 	}
 	reply, err := raw(ctx, t, b, modernReq, router.Discard, "%s", modernCall(1, "ask", canAsk, ""))

@@ -119,3 +119,15 @@ func stringsOf(raw []byte) []string {
 	}
 	return all
 }
+
+// elements returns the raw elements of a raw array; nil if it is none.
+func elements(raw []byte) [][]byte {
+	if len(raw) == 0 || raw[0] != '[' {
+		return nil
+	}
+	all, err := jsonrpc.SplitBatch(raw)
+	if err != nil {
+		return nil
+	}
+	return all
+}
