@@ -47,6 +47,8 @@ type Index struct {
 	waiters []chan error // who waits for the next
 	unsure  bool         // whether the bucket is as it should be
 
+	flushing sync.Mutex // taken before mu
+
 	mu        sync.Mutex
 	created   time.Time         // which stream: one that was made anew has another; written by passes only
 	seq       uint64            // everything up to here has been seen
@@ -142,6 +144,14 @@ func (ix *Index) Kick() {
 	}
 }
 
+// Flush writes to disk what is not there yet.
+func (ix *Index) Flush() error {
+	if ix.store == nil {
+		return nil
+	}
+	return ix.flush()
+}
+
 // Sync waits for a pass that began after the call. It fails when the bucket's
 // leader can't be asked.
 func (ix *Index) Sync(ctx context.Context) error {
@@ -235,7 +245,7 @@ func (b *Bucket) entry(m *nats.Msg) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("sequence: %w", err)
 	}
-	e := Entry{Key: key, Value: m.Data, Rev: seq, Gone: marks(h)}
+	e := Entry{Key: strings.Clone(key), Value: m.Data, Rev: seq, Gone: marks(h)} // the key is kept; it must not keep all headers
 	if c := h.Get(coversHeader); c != "" {
 		if e.covers, err = strconv.ParseUint(c, 10, 8); err != nil {
 			return Entry{}, fmt.Errorf("%s: %w", coversHeader, err)

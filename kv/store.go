@@ -229,6 +229,8 @@ func (ix *Index) keepWriting() {
 // flush writes what changed. A file that turns out to be damaged is made anew,
 // and filled by the next pass.
 func (ix *Index) flush() error {
+	ix.flushing.Lock()
+	defer ix.flushing.Unlock()
 	ix.mu.Lock()
 	meta := indexMeta{Created: ix.created, Seq: ix.seq, AsOf: ix.asOf.UTC()}
 	changes, rewrite := ix.dirty, ix.rewrite

@@ -133,6 +133,35 @@ func TestDataLimits(t *testing.T) {
 	}
 }
 
+// TestIndexPassesOverData: data is written past the feed, and no gap; what a
+// stranger writes there is one, and is passed over.
+func TestIndexPassesOverData(t *testing.T) {
+	l := newLab(t)
+	a, b := open(t, l.Fabric(), "n1"), open(t, l.Fabric(), "n2")
+	create(t, a, "s-1")
+	for i := range 50 {
+		if _, err := a.PutData(t.Context(), "s-1", 1, fmt.Sprint("k", i), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		r := create(t, a, fmt.Sprint("other-", i))
+		shows(t, b, r.ID, r.Rev)
+	}
+	if b.Gaps() != 0 {
+		t.Errorf("%d gaps", b.Gaps())
+	}
+	if _, err := raw(t, l.Fabric()).Put(t.Context(), "s-1.d.stranger", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		r := create(t, a, fmt.Sprint("later-", i))
+		shows(t, b, r.ID, r.Rev)
+	}
+	synced(t, b)
+	if b.Gaps() != 1 {
+		t.Errorf("%d gaps, want 1", b.Gaps())
+	}
+}
+
 // TestDataIsFenced: a write under a lower epoch is refused even by a node that
 // has not heard of the move.
 func TestDataIsFenced(t *testing.T) {

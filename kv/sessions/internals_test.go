@@ -46,3 +46,6 @@ func Locks(s *Store) int {
 	defer s.data.mu.Unlock()
 	return len(s.data.locks)
 }
+
+// Flush writes what the disk lacks.
+func Flush(s *Store) error { return s.index.Flush() }

@@ -182,7 +182,7 @@ func (s *Store) Len() int {
 }
 
 // Watch calls f for every change from now on, one at a time, until stop is
-// called. f must neither block nor write to the store.
+// called. f must neither block nor write to the store, nor ask how old it is.
 func (s *Store) Watch(f func(Change)) (stop func()) {
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -285,6 +285,6 @@ func decode(e kv.Entry) (Record, error) {
 	if r.ID != e.Key {
 		return r, fmt.Errorf("%w: it is the record of session %.80q", kv.ErrCorrupt, r.ID)
 	}
-	r.Rev = e.Rev
+	r.ID, r.Rev = e.Key, e.Rev // one string for index and record
 	return r, nil
 }
