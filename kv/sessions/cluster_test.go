@@ -66,6 +66,8 @@ func leaderKilled(t *testing.T, c *cluster) {
 		return len(want)
 	}
 	var wg sync.WaitGroup
+	finish := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer finish()
 	for w, s := range others {
 		for k := range 4 {
 			wg.Go(func() {
@@ -117,8 +119,7 @@ func leaderKilled(t *testing.T, c *cluster) {
 	more(50)
 	c.kill(at)
 	more(200)
-	close(stop)
-	wg.Wait()
+	finish()
 	t.Logf("%d sessions; the slowest took %s through the kill", len(want), worst.Round(time.Millisecond))
 	for id, r := range want {
 		got, err := others[0].Get(t.Context(), id)

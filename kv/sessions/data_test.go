@@ -231,6 +231,8 @@ func fenceRace(t *testing.T, stores []*sessions.Store) {
 	r := create(t, stores[0], id)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	finish := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer finish()
 	type ack struct{ epoch, rev uint64 }
 	acked := make(chan ack, 100_000)
 	for _, s := range stores {
@@ -263,6 +265,7 @@ func fenceRace(t *testing.T, stores []*sessions.Store) {
 			})
 		}
 	}
+	var slowest time.Duration
 	for n := range moves {
 		written := len(acked)
 		eventually(t, func() string {
@@ -271,6 +274,7 @@ func fenceRace(t *testing.T, stores []*sessions.Store) {
 			}
 			return ""
 		})
+		begun := time.Now()
 		for {
 			var err error
 			if r, err = stores[0].Get(t.Context(), id); err != nil {
@@ -283,9 +287,9 @@ func fenceRace(t *testing.T, stores []*sessions.Store) {
 				t.Fatal(err)
 			}
 		}
+		slowest = max(slowest, time.Since(begun))
 	}
-	close(stop)
-	wg.Wait()
+	finish()
 	close(acked)
 	byRev := map[uint64]uint64{}
 	most := uint64(0)
@@ -306,7 +310,7 @@ func fenceRace(t *testing.T, stores []*sessions.Store) {
 		}
 		last = max(last, byRev[rev])
 	}
-	t.Logf("%d writes under %d epochs", most, moves+1)
+	t.Logf("%d writes under %d epochs; the slowest move took %s", most, moves+1, slowest.Round(time.Millisecond))
 	for _, s := range stores {
 		if s.Gaps() != 0 {
 			t.Errorf("%d gaps", s.Gaps())

@@ -52,6 +52,10 @@ func (l *leaderWatch) changed() {
 // errAgain makes persist try again, and is no error of the bucket's.
 var errAgain = errors.New("overtaken by another write")
 
+// errUnderWay is errAgain for a write of a record: what it conflicts with relies
+// on the record and is gone in a moment. Writes of data give way, records do not.
+var errUnderWay = fmt.Errorf("%w that is under way", errAgain)
+
 // persist calls try until it succeeds, fails for good, or ctx ends. One try is
 // given up when the bucket gets a leader: try must find out itself what
 // became of what it wrote before.
@@ -66,6 +70,9 @@ func (s *Store) persist(ctx context.Context, try func(ctx context.Context) error
 		err := tryOnce(ctx, reign, try)
 		if err == nil || !passing(err) {
 			return err
+		}
+		if errors.Is(err, errUnderWay) {
+			pause = retryLeast
 		}
 		wait := time.NewTimer(pause/2 + rand.N(pause))
 		select {

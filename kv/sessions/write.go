@@ -103,7 +103,7 @@ func (s *Store) put(ctx context.Context, r *Record, base uint64) error {
 		if errors.Is(err, kv.ErrConflict) {
 			done, err := s.outcome(ctx, r, base)
 			if !done && err == nil {
-				err = errAgain // what it conflicted with is under way, or was refused itself
+				err = errUnderWay // what it conflicted with is under way, or was refused itself
 			}
 			return err
 		}
@@ -177,7 +177,7 @@ func (s *Store) remove(ctx context.Context, id string, rev uint64) error {
 			s.index.Learn(kv.Entry{Key: id, Rev: max(e.Rev, rev), Gone: true})
 			return nil
 		case e.Rev == rev:
-			return errAgain
+			return errUnderWay
 		}
 		s.index.Learn(e)
 		return fmt.Errorf("session %s: %w: it has revision %d, not %d", id, kv.ErrConflict, e.Rev, rev)
