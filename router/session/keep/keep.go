@@ -129,8 +129,8 @@ func (k *Keep) Open(ctx context.Context, r sessions.Record) (sessions.Record, er
 // Find implements [session.Keeper].
 func (k *Keep) Find(ctx context.Context, server, id string) (sessions.Record, error) {
 	r, err := k.fresh(ctx, id)
-	if err == nil && r.Server != server {
-		err = kv.ErrNotFound
+	if err == nil && r.Server != server { // nothing of it is for an agent of another server
+		return sessions.Record{}, kv.ErrNotFound
 	}
 	return r, err
 }

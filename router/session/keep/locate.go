@@ -39,8 +39,8 @@ func (k *Keep) Locate(ctx context.Context, server, id, avoid string, epoch uint6
 	graced := uint64(0) // the epoch whose owner had its time
 	for {
 		switch {
-		case r.Server != server:
-			return r, notFound(server, id, kv.ErrNotFound)
+		case r.Server != server: // nothing of it is for an agent of another server
+			return sessions.Record{}, notFound(server, id, kv.ErrNotFound)
 		case k.there(&r) && (r.Instance != avoid || r.Epoch > epoch || graced == r.Epoch):
 			return r, nil
 		case graced != r.Epoch:
