@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -101,8 +102,8 @@ func TestFromOneNodeToSeveral(t *testing.T) {
 			t.Errorf("%s: exit %d, want an error that says %q\n%s%s", name, r.code, bad.says, r.out, r.err)
 		}
 	}
-	if have := c.notes(t, c.members[0]); len(have) > 0 {
-		t.Errorf("%d entries of files that were refused", len(have))
+	if have, err := c.notes(t, c.members[0]); err != nil || len(have) > 0 {
+		t.Errorf("%d entries of files that were refused, %v", len(have), err)
 	}
 	if r := at.cli(t, "admin", "import", filepath.Join(home, "none.jsonl")); r.code == 0 {
 		t.Error("a file that is not there was imported")
@@ -117,15 +118,18 @@ func TestFromOneNodeToSeveral(t *testing.T) {
 	values["key.new"] = `{"n":"new"}`
 	c.kill(c.members[2]) // what was acknowledged is on the others
 	for _, m := range c.members[:2] {
-		have := c.notes(t, m)
-		if len(have) != len(values) {
-			t.Errorf("%d entries at %s, want %d", len(have), m.name, len(values))
-		}
-		for key, want := range values {
-			if have[key] != want {
-				t.Errorf("%s at %s is %.80q, want %.80q", key, m.name, have[key], want)
+		eventually(t, 10*time.Second, func() string { // the killed node may have led the bucket
+			have, err := c.notes(t, m)
+			if err != nil || len(have) != len(values) {
+				return fmt.Sprintf("%d entries at %s, want %d; %v", len(have), m.name, len(values), err)
 			}
-		}
+			for key, want := range values {
+				if have[key] != want {
+					return fmt.Sprintf("%s at %s is %.80q, want %.80q", key, m.name, have[key], want)
+				}
+			}
+			return ""
+		})
 	}
 
 	refused = run(t, 20*time.Second, "", ripstop(t), append([]string{"start", "--data-dir", filepath.Join(c.dir, "n3")}, addresses(t)...)...)
@@ -147,36 +151,46 @@ func (n *node) importing(t testing.TB, text string) result {
 
 // notes reads the imported bucket through m, as the operator may; nil if there is
 // none.
-func (c *cluster) notes(t testing.TB, m *member) map[string]string {
-	t.Helper()
+func (c *cluster) notes(t testing.TB, m *member) (map[string]string, error) {
 	nc, err := c.operator(m)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	b, err := js.KeyValue(t.Context(), "notes_local_g1")
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	st, err := b.Status(t.Context())
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if info := st.(*jetstream.KeyValueBucketStatus).StreamInfo(); info.Config.Replicas != 3 {
-		t.Errorf("the imported bucket has %d replicas", info.Config.Replicas)
+		return nil, fmt.Errorf("the imported bucket has %d replicas", info.Config.Replicas)
 	}
 	have := map[string]string{}
 	for key := range kept() {
-		if e, err := b.Get(t.Context(), key); err == nil {
-			have[key] = string(e.Value())
+		if err := note(t, b, key, have); err != nil {
+			return nil, err
 		}
 	}
-	if e, err := b.Get(t.Context(), "key.new"); err == nil {
-		have["key.new"] = string(e.Value())
+	return have, note(t, b, "key.new", have)
+}
+
+func note(t testing.TB, b jetstream.KeyValue, key string, have map[string]string) error {
+	e, err := b.Get(t.Context(), key)
+	if err == nil {
+		have[key] = string(e.Value())
 	}
-	return have
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil
+	}
+	return err
 }
