@@ -20,12 +20,12 @@ import (
 // Classes of faults that are no faults: what an operator does to a cluster under
 // load, and what he got wrong.
 var changeClasses = []faultClass{
-	{"remove-voter", clusterOptions{nodes: 3}, removeVoter},
-	{"evacuate", clusterOptions{nodes: 3}, evacuateVoter},
-	{"upgrade", clusterOptions{nodes: 3, binary: olderBinary, builds: buildBoth}, func(r *faultRun) { r.roll(newerBinary) }},
-	{"downgrade", clusterOptions{nodes: 3, binary: newerBinary, builds: buildBoth}, func(r *faultRun) { r.roll(olderBinary) }},
-	{"clock-fast", clusterOptions{nodes: 3, builds: buildClock}, func(r *faultRun) { wrongClock(r, 5*time.Minute) }},
-	{"clock-slow", clusterOptions{nodes: 3, builds: buildClock}, func(r *faultRun) { wrongClock(r, -5*time.Minute) }},
+	{name: "remove-voter", opts: clusterOptions{nodes: 3}, run: removeVoter},
+	{name: "evacuate", opts: clusterOptions{nodes: 3}, run: evacuateVoter},
+	{name: "upgrade", opts: clusterOptions{nodes: 3, binary: olderBinary, builds: buildBoth}, run: func(r *faultRun) { r.roll(newerBinary) }},
+	{name: "downgrade", opts: clusterOptions{nodes: 3, binary: newerBinary, builds: buildBoth}, run: func(r *faultRun) { r.roll(olderBinary) }},
+	{name: "clock-fast", opts: clusterOptions{nodes: 3, builds: buildClock}, run: func(r *faultRun) { wrongClock(r, 5*time.Minute) }},
+	{name: "clock-slow", opts: clusterOptions{nodes: 3, builds: buildClock}, run: func(r *faultRun) { wrongClock(r, -5*time.Minute) }},
 }
 
 // none is what a change costs that nobody should notice.

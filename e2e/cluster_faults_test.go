@@ -16,36 +16,38 @@ type faultClass struct {
 	name string
 	opts clusterOptions
 	run  func(r *faultRun)
+
+	sessions func(r *sessionRun) // instead of opts and run
 }
 
 var faultClasses = []faultClass{
-	{"kill-leader", clusterOptions{nodes: 3}, func(r *faultRun) {
+	{name: "kill-leader", opts: clusterOptions{nodes: 3}, run: func(r *faultRun) {
 		for range 3 {
 			r.killAndBack(r.leader(), "kill -9 leader")
 		}
 	}},
-	{"kill-follower", clusterOptions{nodes: 3}, func(r *faultRun) {
+	{name: "kill-follower", opts: clusterOptions{nodes: 3}, run: func(r *faultRun) {
 		for range 2 {
 			r.killAndBack(r.pick(r.others(r.leader())), "kill -9 follower")
 		}
 	}},
-	{"stop", clusterOptions{nodes: 3}, func(r *faultRun) {
+	{name: "stop", opts: clusterOptions{nodes: 3}, run: func(r *faultRun) {
 		r.stopAndBack(r.leader(), "SIGTERM leader")
 		r.stopAndBack(r.pick(r.others(r.leader())), "SIGTERM follower")
 	}},
-	{"rolling", clusterOptions{nodes: 3}, func(r *faultRun) {
+	{name: "rolling", opts: clusterOptions{nodes: 3}, run: func(r *faultRun) {
 		for _, i := range r.rng.Perm(len(r.members)) {
 			r.stopAndBack(r.members[i], "rolling restart")
 		}
 	}},
-	{"hang", clusterOptions{nodes: 3}, func(r *faultRun) {
+	{name: "hang", opts: clusterOptions{nodes: 3}, run: func(r *faultRun) {
 		r.hang(r.leader(), "SIGSTOP leader")
 		r.hang(r.pick(r.others(r.leader())), "SIGSTOP follower")
 	}},
-	{"majority", clusterOptions{nodes: 3}, majorityLost},
-	{"all", clusterOptions{nodes: 3}, allDown},
-	{"cut", clusterOptions{nodes: 3, netns: true}, cutOff},
-	{"five", clusterOptions{nodes: 5}, func(r *faultRun) {
+	{name: "majority", opts: clusterOptions{nodes: 3}, run: majorityLost},
+	{name: "all", opts: clusterOptions{nodes: 3}, run: allDown},
+	{name: "cut", opts: clusterOptions{nodes: 3, netns: true}, run: cutOff},
+	{name: "five", opts: clusterOptions{nodes: 5}, run: func(r *faultRun) {
 		a := r.leader()
 		b := r.pick(r.others(a))
 		// Who is to campaign at once may be dead too: an election may have to do.
@@ -56,8 +58,23 @@ var faultClasses = []faultClass{
 		r.back(graceful, a, b)
 		r.hold(time.Second)
 	}},
-	{"slow", clusterOptions{nodes: 3, proxied: true}, slowLinks},
-	{"join", clusterOptions{nodes: 3}, joinAndLeave},
+	{name: "slow", opts: clusterOptions{nodes: 3, proxied: true}, run: slowLinks},
+	{name: "join", opts: clusterOptions{nodes: 3}, run: joinAndLeave},
+	{name: "sessions", sessions: runSessions},
+}
+
+// play runs the class once, up to its last fault. finish then says what came of
+// it, and end ends what is left, if it is to be run again.
+func (class faultClass) play(t *testing.T, seed uint64) (r *faultRun, finish func() (*outcome, []lab.Op), end func()) {
+	t.Helper()
+	if class.sessions != nil {
+		r := newSessionRun(t, class.name, seed)
+		class.sessions(r)
+		return r.faultRun, r.finish, r.close
+	}
+	r = newRun(t, class.name, seed, class.opts)
+	class.run(r)
+	return r, r.finish, r.close
 }
 
 // tries is how often a run is repeated whose only fault is that the machine was
@@ -83,15 +100,14 @@ func TestFaults(t *testing.T) {
 					return
 				}
 				for try := 1; ; try++ {
-					r := newRun(t, class.name, seed, class.opts)
-					class.run(r)
-					o, ops := r.finish()
+					r, finish, end := class.play(t, seed)
+					o, ops := finish()
 					if again := o.Starved != "" || len(o.Late) > 0 && !full(); !again || len(o.Problems) > 0 || try == tries {
 						r.publish(o, ops)
 						return
 					}
 					t.Logf("not counted: %s %q\n%s", o.Starved, o.Late, o.line())
-					r.close()
+					end()
 				}
 			})
 		}

@@ -91,8 +91,13 @@ func (l *load) stop() []lab.Op {
 // own. The context that f gets ends by itself, not with ctx: what has begun is
 // let finish.
 func (l *load) stream(ctx context.Context, every, phase time.Duration, f func(ctx context.Context, n int)) {
+	l.paced(ctx, every, phase, inFlight, f)
+}
+
+// paced is stream with at most this many calls at once.
+func (l *load) paced(ctx context.Context, every, phase time.Duration, atOnce int, f func(ctx context.Context, n int)) {
 	l.wg.Go(func() {
-		slots := make(chan struct{}, inFlight)
+		slots := make(chan struct{}, atOnce)
 		select {
 		case <-time.After(phase):
 		case <-ctx.Done():

@@ -28,6 +28,7 @@ type outcome struct {
 	Current  []time.Duration // restarted nodes, until current
 	Keys     int             // of the bucket, compared on every replica
 	Executed int
+	Replaced int      `json:",omitempty"` // processes of the probes' sessions, by others
 	Errors   []string // the commonest
 	Problems []string
 	Idle     float64       // share of time in which a processor was idle
@@ -35,6 +36,14 @@ type outcome struct {
 	Load     string        // of the machine, at the end
 	Took     time.Duration
 	Logs     string `json:",omitempty"`
+}
+
+// starved says, if promises were broken that hang on time, whether the machine is
+// to blame.
+func (o *outcome) starved() {
+	if (o.Stall > starvedFor || o.Idle < starvedIdle) && len(o.Late) > 0 {
+		o.Starved = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
+	}
 }
 
 // publish prints the run's line, keeps its result, and fails the test if the
@@ -105,15 +114,17 @@ func (o *outcome) line() string {
 	for _, w := range o.Schedule {
 		steps = append(steps, fmt.Sprintf("%.1fs %s: calls %dms writes %dms failed %d", w.At.Seconds(), w.Name, w.Calls.Milliseconds(), w.Writes.Milliseconds(), w.Failed))
 	}
-	for _, kind := range []string{kindNATS, kindHTTP, kindPut, kindRemove, lab.Acquire} {
-		counts = append(counts, kind+" "+o.Counts[kind].String())
+	for _, kind := range []string{kindNATS, kindHTTP, kindStdio, kindPut, kindRemove, lab.Acquire} {
+		if n, ok := o.Counts[kind]; ok {
+			counts = append(counts, kind+" "+n.String())
+		}
 	}
 	var caught []string
 	for _, d := range o.Current {
 		caught = append(caught, strconv.FormatFloat(d.Seconds(), 'f', 1, 64))
 	}
-	return fmt.Sprintf("| %s | seed %d | %s | ops/ok/refused/unknown: %s | executed %d, keys %d | current after %s s | stall %d ms, idle %.0f %%, load %s, %.0f s | %s |",
-		o.Class, o.Seed, strings.Join(steps, "; "), strings.Join(counts, ", "), o.Executed, o.Keys, strings.Join(caught, " "), o.Stall.Milliseconds(), 100*o.Idle, o.Load, o.Took.Seconds(), verdict)
+	return fmt.Sprintf("| %s | seed %d | %s | ops/ok/refused/unknown: %s | executed %d, keys %d, replaced %d | current after %s s | stall %d ms, idle %.0f %%, load %s, %.0f s | %s |",
+		o.Class, o.Seed, strings.Join(steps, "; "), strings.Join(counts, ", "), o.Executed, o.Keys, o.Replaced, strings.Join(caught, " "), o.Stall.Milliseconds(), 100*o.Idle, o.Load, o.Took.Seconds(), verdict)
 }
 
 func resultPath(dir, class string, seed uint64) string {

@@ -192,9 +192,8 @@ func (r *faultRun) finish() (*outcome, []lab.Op) {
 	o.Idle = lab.ReadCPU().IdleSince(r.cpu)
 	late, wrong := r.judge(ops)
 	late = append(late, r.early...)
-	if o.Late = late; (o.Stall > starvedFor || o.Idle < starvedIdle) && len(late) > 0 {
-		o.Starved = fmt.Sprintf("the machine was starved: the test itself was held up for %s, processors were idle for %.0f %% of the time", o.Stall.Round(time.Millisecond), 100*o.Idle)
-	}
+	o.Late = late
+	o.starved()
 	o.Problems = append(append(r.wrong, wrong...), r.invariants(ops, o)...)
 	for _, w := range r.windows[:len(r.windows)-1] {
 		o.Schedule = append(o.Schedule, *w)
@@ -228,7 +227,9 @@ func ownServers(members []*member) []string {
 	return out
 }
 
-func isCall(op lab.Op) bool  { return op.Kind == kindNATS || op.Kind == kindHTTP }
+func isCall(op lab.Op) bool {
+	return op.Kind == kindNATS || op.Kind == kindHTTP || op.Kind == kindStdio
+}
 func isWrite(op lab.Op) bool { return op.Kind == kindPut }
 
 // judge measures each window and holds it against its bounds. Under the race

@@ -78,6 +78,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(countEnv); path != "" { // the test binary as a server under test
 		os.Exit(countCalls(path))
 	}
+	if path := os.Getenv(stateEnv); path != "" {
+		os.Exit(keepState(path))
+	}
 	dir, err := os.MkdirTemp("", "ripstop-e2e-*")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
