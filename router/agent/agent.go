@@ -55,12 +55,13 @@ type Options struct {
 // Agent is an attached instance. It is a router.Handler, so that an edge in the
 // same process calls it without a network hop.
 type Agent struct {
-	opts   Options
-	log    *slog.Logger
-	layer  *session.Layer // around the backend
-	keeper session.Keeper
-	follow *router.Follower // of sessions that may be elsewhere
-	out    outlet           // of replies
+	opts    Options
+	log     *slog.Logger
+	layer   *session.Layer // around the backend
+	keeper  session.Keeper
+	follow  *router.Follower // of sessions that may be elsewhere
+	unwatch func()           // stops following moves
+	out     outlet           // of replies
 
 	stats      stats
 	table      table // calls that came over NATS
@@ -137,6 +138,7 @@ func Attach(opts Options) (*Agent, error) {
 	}
 	if err := a.subscribe(a.line); err != nil {
 		a.cancel()
+		a.unwatch()
 		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.line.unsubscribe(), a.layer.Close())
 	}
 	a.wg.Go(a.keepRegistered)

@@ -10,6 +10,7 @@ import (
 
 	"ripstop/kv"
 	"ripstop/router"
+	"ripstop/router/session"
 )
 
 const (
@@ -95,8 +96,9 @@ func (a *Agent) pause(ctx context.Context, d time.Duration) bool {
 }
 
 // Close detaches the instance: it leaves the registry and the queue group, the
-// calls in flight finish until ctx ends, then the backend is closed. Who still
-// asks is told that nothing was executed. It is idempotent.
+// calls in flight finish until ctx ends, its sessions go to other instances, then
+// the backend is closed. Who still asks is told that nothing was executed. It is
+// idempotent.
 func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Lock()
 	if a.closed {
@@ -113,6 +115,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	a.mu.Unlock()
 
 	a.draining.Store(true)
+	defer a.unwatch()
 	var errs []error
 	if l.nc.IsConnected() {
 		if err := l.reg.Remove(ctx, record); errors.Is(err, kv.ErrRefused) {
@@ -128,11 +131,19 @@ func (a *Agent) Close(ctx context.Context) error {
 	if len(shared) > 0 {
 		drain(ctx, l.nc, shared[:1]) // requests of this instance's sessions are still taken
 	}
+	var busy []session.Info
+	handed := make(chan struct{})
+	go func() {
+		defer close(handed)
+		busy = a.handOver(ctx)
+	}()
 	a.table.drain(ctx)
+	<-handed
 	if l.nc.ConnectedClusterName() != "" { // other nodes must hear of it
 		linger(ctx, overlap-time.Since(since))
 		a.table.drain(ctx)
 	}
+	busy = append(busy, a.handOver(ctx)...) // those that were opened meanwhile
 	a.mu.Lock()
 	a.stopped = true
 	a.mu.Unlock()
@@ -141,6 +152,7 @@ func (a *Agent) Close(ctx context.Context) error {
 	drain(end, l.nc, append(shared[min(1, len(shared)):], l.subs...))
 	a.cancel()
 	errs = append(errs, a.layer.Close())
+	a.handCut(end, busy)
 	a.wg.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach %s: %w", a.opts.Server, err)

@@ -124,8 +124,11 @@ func (a *Agent) registerSoon() {
 }
 
 // Reconnected tells the agent that its connection was re-established, so that
-// its record carries the new one.
-func (a *Agent) Reconnected() { a.registerSoon() }
+// its record carries the new one, and that its sessions may be others' by now.
+func (a *Agent) Reconnected() {
+	a.layer.Doubt()
+	a.registerSoon()
+}
 
 // probe asks the server what it is, with backoff until it answers, and puts
 // that into the registry.

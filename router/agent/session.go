@@ -27,6 +27,7 @@ func (a *Agent) layered() error {
 		return err
 	}
 	a.layer, a.keeper = layer, opts.Keeper
+	a.unwatch = a.followMoves()
 	a.follow = &router.Follower{Sessions: &whereabouts{a: a}, Send: a.sendTo}
 	return nil
 }

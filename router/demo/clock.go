@@ -49,7 +49,7 @@ func (c *clock) unsubscribe(_ context.Context, req *mcp.UnsubscribeRequest) erro
 // that ends does not unsubscribe, so the list is held against the sessions
 // there are.
 func (c *clock) tick() {
-	live := sessions(c.server)
+	live := liveSessions(c.server)
 	c.mu.Lock()
 	for s := range c.watchers {
 		if !live[s] {
@@ -67,7 +67,7 @@ func (c *clock) tick() {
 	time.AfterFunc(c.every, c.tick)
 }
 
-func sessions(s *mcp.Server) map[*mcp.ServerSession]bool {
+func liveSessions(s *mcp.Server) map[*mcp.ServerSession]bool {
 	live := map[*mcp.ServerSession]bool{}
 	for ss := range s.Sessions() {
 		live[ss] = true

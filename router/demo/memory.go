@@ -11,6 +11,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"ripstop/router"
+	"ripstop/router/session"
 )
 
 // Limits of what one session can remember.
@@ -19,8 +20,9 @@ const (
 	maxValue = 4 << 10 // bytes, of a key too
 )
 
-// memory keeps values by session: state inside the server's process, as real
-// servers have it, gone when the process is.
+// memory keeps values by session. Behind a fabric they are data of the session
+// (see kept.go), which outlives this process; elsewhere they are in its memory,
+// and gone when it is.
 type memory struct {
 	server *mcp.Server
 
@@ -51,7 +53,7 @@ type recallOut struct {
 func addMemory(s *mcp.Server) {
 	m := &memory{server: s, sessions: map[*mcp.ServerSession]map[string]string{}, sweepAt: 64}
 	mcp.AddTool(s, &mcp.Tool{
-		Name: "remember", Title: "Remember", Description: "Keeps a value in this session, until it ends or the server's process does.",
+		Name: "remember", Title: "Remember", Description: "Keeps a value in this session, until it ends.",
 		Annotations: &mcp.ToolAnnotations{IdempotentHint: true, DestructiveHint: new(true), OpenWorldHint: new(false)},
 	}, m.remember)
 	mcp.AddTool(s, &mcp.Tool{
@@ -71,13 +73,20 @@ func errNoSession(req *mcp.CallToolRequest) error {
 		router.Version20260728, router.Version20251125)
 }
 
-func (m *memory) remember(_ context.Context, req *mcp.CallToolRequest, in rememberIn) (*mcp.CallToolResult, rememberOut, error) {
+func (m *memory) remember(ctx context.Context, req *mcp.CallToolRequest, in rememberIn) (*mcp.CallToolResult, rememberOut, error) {
 	var out rememberOut
-	if err := errNoSession(req); err != nil {
+	data, lasting := session.DataFrom(ctx)
+	if err := errNoSession(req); err != nil && !lasting {
 		return nil, out, err
 	}
 	if in.Key == "" || len(in.Key) > maxValue || len(in.Value) > maxValue {
 		return nil, out, fmt.Errorf("key and value hold up to %d bytes each, and the key at least one", maxValue)
+	}
+	if lasting {
+		out.Key = in.Key
+		var err error
+		out.Replaced, err = keep(ctx, data, in.Key, in.Value)
+		return nil, out, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,29 +98,40 @@ func (m *memory) remember(_ context.Context, req *mcp.CallToolRequest, in rememb
 		kept = map[string]string{}
 		m.sessions[req.Session] = kept
 	case !out.Replaced && len(kept) >= maxKeys:
-		return nil, out, fmt.Errorf("this session remembers %d values already, which is the limit; replace one of them", maxKeys)
+		return nil, out, errFull
 	}
 	kept[in.Key] = in.Value
 	out.Key = in.Key
 	return nil, out, nil
 }
 
-func (m *memory) recall(_ context.Context, req *mcp.CallToolRequest, in recallIn) (*mcp.CallToolResult, recallOut, error) {
-	if err := errNoSession(req); err != nil {
+func (m *memory) recall(ctx context.Context, req *mcp.CallToolRequest, in recallIn) (*mcp.CallToolResult, recallOut, error) {
+	data, lasting := session.DataFrom(ctx)
+	if err := errNoSession(req); err != nil && !lasting {
 		return nil, recallOut{}, err
+	}
+	if lasting {
+		value, err := kept(ctx, data, in.Key)
+		return nil, recallOut{Key: in.Key, Value: value}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	kept := m.sessions[req.Session]
 	value, ok := kept[in.Key]
 	if !ok {
-		known := strings.Join(slices.Sorted(maps.Keys(kept)), ", ")
-		if known == "" {
-			known = "nothing yet"
-		}
-		return nil, recallOut{}, fmt.Errorf("no value is remembered as %q in this session (remembered: %s)", in.Key, known)
+		return nil, recallOut{}, errUnknown(in.Key, slices.Sorted(maps.Keys(kept)))
 	}
 	return nil, recallOut{Key: in.Key, Value: value}, nil
+}
+
+var errFull = fmt.Errorf("this session remembers %d values already, which is the limit; replace one of them", maxKeys)
+
+func errUnknown(key string, known []string) error {
+	list := strings.Join(known, ", ")
+	if list == "" {
+		list = "nothing yet"
+	}
+	return fmt.Errorf("no value is remembered as %q in this session (remembered: %s)", key, list)
 }
 
 // sweep forgets sessions that ended, which the SDK does not announce. It runs
@@ -120,7 +140,7 @@ func (m *memory) sweep() {
 	if len(m.sessions) < m.sweepAt {
 		return
 	}
-	live := sessions(m.server)
+	live := liveSessions(m.server)
 	maps.DeleteFunc(m.sessions, func(s *mcp.ServerSession, _ map[string]string) bool { return !live[s] })
 	m.sweepAt = max(64, 2*len(m.sessions))
 }

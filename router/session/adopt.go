@@ -174,7 +174,7 @@ func (l *Layer) departed(id string, epoch uint64) bool {
 }
 
 // Release gives a session up for a planned move: it waits for the calls in
-// flight, while new ones wait for it, and ends the backend session. Requests are
+// flight, to which answers still go while new ones wait for it, and ends the backend session. Requests are
 // then told that the session has moved. If ctx ends first, the session stays.
 // One that is not held here is released already.
 func (l *Layer) Release(ctx context.Context, id string) error {
@@ -205,7 +205,7 @@ func (l *Layer) Release(ctx context.Context, id string) error {
 
 // release is entered with s.mu held.
 func (l *Layer) release(ctx context.Context, s *session) error {
-	f := &flight{done: make(chan struct{})}
+	f := &flight{done: make(chan struct{}), busy: true}
 	s.flight = f
 	drained := make(chan struct{})
 	if s.calls == 0 {

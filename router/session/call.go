@@ -60,7 +60,8 @@ func (l *Layer) once(ctx context.Context, u use, req *router.Request, out router
 	if u.tag != 0 {
 		sink = &asker{out, u.tag}
 	}
-	reply, err := l.call(ctx, &to, sink)
+	in, _ := l.withData(ctx, u.s.id, u.epoch)
+	reply, err := l.call(in, &to, sink)
 	if err != nil || m.Kind == jsonrpc.Response {
 		return reply, err
 	}

@@ -63,6 +63,7 @@ type EventLog interface {
 type Layer struct {
 	opts Options
 	log  *slog.Logger
+	data DataKeeper // nil = servers can't keep any
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -105,6 +106,7 @@ func New(opts Options) (*Layer, error) {
 		unsaved: map[*session]struct{}{}, left: map[string]departure{},
 	}
 	l.log = l.opts.Logger.With("server", opts.Server, "instance", opts.Instance)
+	l.data, _ = opts.Keeper.(DataKeeper)
 	l.workers.next = make(chan func())
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.work.Go(l.watch)

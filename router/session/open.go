@@ -27,7 +27,8 @@ func (l *Layer) open(ctx context.Context, req *router.Request, out router.Stream
 	case held >= l.opts.MaxSessions:
 		return nil, l.errFull()
 	}
-	reply, err := l.call(ctx, req, out)
+	to, data := l.withData(ctx, "", 0)
+	reply, err := l.call(to, req, out)
 	if err != nil || reply.Session == "" {
 		return reply, err
 	}
@@ -44,6 +45,7 @@ func (l *Layer) open(ctx context.Context, req *router.Request, out router.Stream
 		l.background(func() { l.endRecord(l.ctx, id, 1) }) // it may have been written nevertheless
 		return nil, l.errUnrecorded(err)
 	}
+	data.open(rec.ID, rec.Epoch)
 	l.awake(l.now())
 	s := &session{id: rec.ID, backend: backend, epoch: rec.Epoch, used: l.now(), sure: l.pauses.Load()}
 	l.mu.Lock()

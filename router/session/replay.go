@@ -23,6 +23,7 @@ type made struct {
 // client has said. What the server asks meanwhile goes to the client.
 func (l *Layer) replay(ctx context.Context, s *session, rec sessions.Record) (made, error) {
 	m := made{tag: uint64(time.Now().UnixMicro())}
+	ctx, _ = l.withData(ctx, s.id, rec.Epoch)
 	r := replayer{l: l, rec: rec, out: &ownSink{l: l, s: s, tag: m.tag}}
 	reply, err := r.say(ctx, jsonrpc.NewRequest(replayID, "initialize", rec.Initialize))
 	if err != nil {

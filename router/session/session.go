@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ripstop/router"
+	"ripstop/router/jsonrpc"
 )
 
 // session is one session that this instance has, or is finding out about. There
@@ -34,6 +35,7 @@ type session struct {
 type flight struct {
 	done chan struct{}
 	err  error
+	busy bool // it waits for calls in flight, to which answers and cancellations still go
 }
 
 // use is a session while a request is served in it.
@@ -64,7 +66,7 @@ func (l *Layer) enter(ctx context.Context, req *router.Request) (use, error) {
 			l.remove(s)
 			continue
 		}
-		if s.flight == nil && s.backend != "" && req.Epoch <= s.epoch && s.sure == l.pauses.Load() {
+		if (s.flight == nil || s.flight.busy && belongs(req)) && s.backend != "" && req.Epoch <= s.epoch && s.sure == l.pauses.Load() {
 			u := use{s, s.backend, s.tag, s.epoch}
 			if req.Op != router.OpListen {
 				s.calls++
@@ -88,6 +90,11 @@ func (l *Layer) enter(ctx context.Context, req *router.Request) (use, error) {
 		}
 	}
 	return use{}, router.Errorf(router.ErrUnavailable, "session %s keeps changing its state; nothing was executed, try again", req.Session)
+}
+
+// belongs reports whether a message is for a call in flight.
+func belongs(req *router.Request) bool {
+	return req.Op == router.OpMessage && req.Message.Kind != jsonrpc.Request
 }
 
 // leave ends a use.

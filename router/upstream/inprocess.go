@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	layer "ripstop/router/session"
 )
 
 // Buffering between a handler and the reader of its response.
@@ -26,8 +28,8 @@ const InProcessURL = "http://in-process/mcp"
 // InProcess returns a RoundTripper that calls h directly: the same HTTP, without
 // a network. The response is returned as soon as h flushes, has written some
 // KiB, or returns. The request's context ends with the caller's, and when the
-// response's body is closed; it carries none of the caller's values. A panic of
-// h is an error of the exchange.
+// response's body is closed; of the caller's values it carries the session's
+// data (session.DataFrom) only. A panic of h is an error of the exchange.
 //
 // The RoundTripper is an io.Closer: Close ends all requests and waits for h to
 // return from them, though not for ever.
@@ -58,7 +60,7 @@ func (t *inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
 	unlink := context.AfterFunc(r.Context(), cancel)
 	x.cancel = func() { unlink(); cancel() }
 
-	in := r.WithContext(x.ctx)
+	in := r.WithContext(layer.CarryData(x.ctx, r.Context()))
 	u := *r.URL
 	in.URL, in.RequestURI, in.Header, in.GetBody, in.RemoteAddr = &u, r.URL.RequestURI(), maps.Clone(r.Header), nil, "in-process"
 	if in.Body == nil {

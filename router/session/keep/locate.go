@@ -108,6 +108,12 @@ func (k *Keep) grace(ctx context.Context, r *sessions.Record, avoid string) {
 	}
 }
 
+// Causes of moves.
+const (
+	causeInstance = "instance gone"
+	causeNode     = "node gone"
+)
+
 // errAgain: the record has changed; look at it again.
 var errAgain = errors.New("the session's record has changed")
 
@@ -123,25 +129,21 @@ func (k *Keep) move(ctx context.Context, r sessions.Record) (sessions.Record, er
 		k.log.Info("session ended with its instance", "session", r.ID, "server", r.Server, "instance", r.Instance)
 		return r, router.Errorf(router.ErrSessionNotFound, "session %.64s of %q ended with its instance, which kept its state; send initialize to open another", r.ID, r.Server)
 	}
-	began := time.Now()
 	to := k.opts.Pick(r.Server, r.Instance)
 	if to == nil {
 		return r, k.await(ctx, &r)
 	}
-	next := r
-	next.Instance, next.Node, next.Epoch, next.Cause = to.Instance, to.Node, r.Epoch+1, "instance gone"
+	cause := causeInstance
 	if !k.opts.NodeUp(r.Node) {
-		next.Cause = "node gone"
+		cause = causeNode
 	}
-	next, err := k.store.Update(ctx, next)
+	next, err := k.moveTo(ctx, r, to, cause)
 	switch {
 	case errors.Is(err, kv.ErrConflict):
 		return r, errAgain
 	case err != nil:
 		return r, cantMove(&r, err)
 	}
-	k.stats.moved(next.Cause, time.Since(began))
-	k.log.Info("session moved", "session", r.ID, "server", r.Server, "from", r.Instance, "to", next.Instance, "node", next.Node, "epoch", next.Epoch, "cause", next.Cause)
 	return next, nil
 }
 
@@ -161,40 +163,6 @@ func (k *Keep) await(ctx context.Context, r *sessions.Record) error {
 
 func cantMove(r *sessions.Record, err error) error {
 	return router.Errorf(router.ErrUnavailable, "the instance of session %.64s is gone, and it can't be moved now: %v; nothing was executed, try again", r.ID, err)
-}
-
-// Move gives a session to another instance though its owner is there: to, or
-// any other if that is "". The owner finds itself deposed by the next request.
-// It fails with kv.ErrNotFound and kv.ErrConflict.
-func (k *Keep) Move(ctx context.Context, id, to, cause string) (sessions.Record, error) {
-	r, err := k.fresh(ctx, id)
-	if err != nil {
-		return r, err
-	}
-	i := k.instance(r.Server, to)
-	if to == "" {
-		i = k.opts.Pick(r.Server, r.Instance)
-	}
-	switch {
-	case i == nil:
-		return r, router.Errorf(router.ErrUnavailable, "server %q has no instance %sto move session %.64s to; `ripstop ls instances` shows what is attached", r.Server, quoted(to), id)
-	case i.Instance == r.Instance:
-		return r, nil
-	}
-	next := r
-	next.Instance, next.Node, next.Epoch, next.Cause = i.Instance, i.Node, r.Epoch+1, cause
-	if next, err = k.store.Update(ctx, next); err == nil {
-		k.stats.moved(cause, 0)
-		k.log.Info("session moved", "session", id, "server", r.Server, "from", r.Instance, "to", next.Instance, "epoch", next.Epoch, "cause", cause)
-	}
-	return next, err
-}
-
-func quoted(instance string) string {
-	if instance == "" {
-		return "other "
-	}
-	return instance + " "
 }
 
 // Route is a Keep as the router asks it.

@@ -33,6 +33,12 @@ const (
 	verbAppend = "append" // of an event; no answer
 	verbLoad   = "load"   // of events
 	verbForget = "forget" // of events; no answer
+	verbMove   = "move"   // a session that its owner has released
+
+	verbGet    = "data-get" // of what a server keeps with a session
+	verbList   = "data-list"
+	verbPut    = "data-put"
+	verbDelete = "data-delete"
 )
 
 // Headers of an appended event.
@@ -51,16 +57,25 @@ type question struct {
 	Epoch  uint64           `json:"epoch,omitempty"`
 	Stream string           `json:"stream,omitempty"` // load
 	After  uint64           `json:"after,omitempty"`  // load
+	Cause  string           `json:"cause,omitempty"`  // move
+
+	Key   string  `json:"key,omitempty"`   // data-get, -put and -delete
+	Value []byte  `json:"value,omitempty"` // data-put
+	Base  *uint64 `json:"base,omitempty"`  // data-put and -delete: the revision that the key must have, 0 = none; absent: any
 }
 
 // answer is the body of a reply.
 type answer struct {
 	Record *sessions.Record `json:"record,omitempty"`
-	Rev    uint64           `json:"rev,omitempty"`    // of the record
+	Rev    uint64           `json:"rev,omitempty"`    // of the record; data-put: of the key
 	Events []event          `json:"events,omitempty"` // load
 	More   bool             `json:"more,omitempty"`   // load: ask again after the last
-	Kind   string           `json:"kind,omitempty"`   // of the error
-	Error  string           `json:"error,omitempty"`
+
+	Data *sessions.Data      `json:"data,omitempty"` // data-get
+	Keys []sessions.DataInfo `json:"keys,omitempty"` // data-list
+
+	Kind  string `json:"kind,omitempty"` // of the error
+	Error string `json:"error,omitempty"`
 }
 
 type event struct {
@@ -75,6 +90,7 @@ const (
 	kindDeposed     = "deposed"
 	kindConflict    = "conflict"
 	kindUnavailable = "unavailable"
+	kindLimit       = "limit"
 )
 
 // maxLoad bounds the bytes of events in one answer.
@@ -181,6 +197,10 @@ func (s *Service) answer(verb, server string, q *question) (answer, error) {
 		return answer{}, s.keep.End(ctx, server, q.ID, q.Epoch)
 	case verb == verbLoad:
 		return s.load(ctx, server, q)
+	case verb == verbMove:
+		r, err = s.keep.Hand(ctx, server, q.ID, q.Avoid, q.Epoch, q.Cause)
+	case verb == verbGet || verb == verbList || verb == verbPut || verb == verbDelete:
+		return s.data(ctx, verb, server, q)
 	default:
 		return answer{}, fmt.Errorf("%s of server %s does not make sense: %s", verb, server, "the subject's server and the body's disagree, or the verb is not known")
 	}
@@ -238,6 +258,8 @@ func kindOf(err error) string {
 		return kindDeposed
 	case errors.Is(err, kv.ErrConflict):
 		return kindConflict
+	case errors.Is(err, sessions.ErrLimit):
+		return kindLimit
 	case errors.Is(err, router.ErrSessionNotFound):
 		return kindGone
 	case errors.Is(err, router.ErrUnavailable):
@@ -259,6 +281,8 @@ func errorOf(a *answer) error {
 		kind = sessions.ErrDeposed
 	case kindConflict:
 		kind = kv.ErrConflict
+	case kindLimit:
+		kind = sessions.ErrLimit
 	case kindGone:
 		return router.Errorf(router.ErrSessionNotFound, "%s", a.Error)
 	case kindUnavailable:
