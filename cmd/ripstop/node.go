@@ -351,16 +351,13 @@ func (n *node) close(ctx context.Context) error {
 	if n.edge != nil {
 		errs = append(errs, n.edge.Shutdown(ctx))
 	}
-	if n.http != nil {
-		if err := n.http.Shutdown(ctx); err != nil {
-			errs = append(errs, n.http.Close())
-		}
-	}
+	refusing := time.Now()
 	n.cancel()
 	if n.set != nil {
 		errs = append(errs, n.set.Close(ctx))
 	}
 	errs = append(errs, n.closeAgents(ctx))
+	errs = append(errs, n.closeHTTP(ctx, refusing))
 	n.wg.Wait()
 	n.awaitMoves(ctx)
 	if n.admin != nil {

@@ -26,6 +26,31 @@ func (n *node) sendAway() {
 	}
 }
 
+// refuseFor is how long an edge that takes nothing new goes on saying so.
+const refuseFor = 250 * time.Millisecond
+
+// closeHTTP ends the HTTP server, which has refused requests since then. A
+// connection that ends while a request is on its way leaves a client that can't
+// know whether it was executed: so who uses one is first told, with the refusal
+// of a request, that it ends.
+func (n *node) closeHTTP(ctx context.Context, since time.Time) error {
+	if n.http == nil {
+		return nil
+	}
+	if n.fabric != nil && n.fabric.Clustered() { // else there is nowhere to go
+		t := time.NewTimer(refuseFor - time.Since(since))
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	if n.http.Shutdown(ctx) != nil {
+		return n.http.Close()
+	}
+	return nil
+}
+
 // awaitMoves waits until the agents connected to this node have gone.
 func (n *node) awaitMoves(ctx context.Context) {
 	if n.registry == nil || n.fabric == nil || !n.fabric.Clustered() {
