@@ -239,20 +239,25 @@ func (h *held) execute() (*router.Reply, error) {
 		h.session = s
 		h.mu.Unlock()
 		s.use(h)
-		reply, err := h.callIn(s)
+		id := s.nextID()
+		reply, err := h.callIn(s, id)
 		if err == nil && h.ctx.Err() == nil {
 			h.w.pool.put(s)
 			return reply, nil
 		}
-		s.refuseRest()
-		s.end()
-		if !reused || !errors.Is(err, router.ErrSessionNotFound) {
+		if !errors.Is(err, router.ErrSessionNotFound) {
+			s.abort(id)
+			return nil, err
+		}
+		s.leave(true)
+		s.cancel()
+		if !reused {
 			return nil, err
 		} // else the session was lost before the call, which nobody has seen
 	}
 }
 
-func (h *held) callIn(s *own) (*router.Reply, error) {
+func (h *held) callIn(s *own, id []byte) (*router.Reply, error) {
 	if h.who.level != "" && s.offers.logging && s.level != h.who.level {
 		if err := s.ask(h.ctx, "logging/setLevel", build(quoted("level", h.who.level))); errors.Is(err, router.ErrSessionNotFound) {
 			return nil, err
@@ -261,7 +266,7 @@ func (h *held) callIn(s *own) (*router.Reply, error) {
 		}
 		s.level = h.who.level
 	}
-	m, err := jsonrpc.Parse(jsonrpc.NewRequest(s.nextID(), h.method, legacyParams(h.params)))
+	m, err := jsonrpc.Parse(jsonrpc.NewRequest(id, h.method, legacyParams(h.params)))
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,9 @@ const (
 	maxIdle  = 64
 	idleTime = 30 * time.Second
 
+	// abortGrace is how long a call that was given up may still be on its way.
+	abortGrace = time.Second
+
 	// streamPatience is how long the first call of a session waits for the
 	// session's own stream: a server that asks there asks nobody before.
 	streamPatience = time.Second
@@ -49,6 +52,7 @@ type own struct {
 	mu   sync.Mutex
 	call *held      // that it is used for
 	asks []*inquiry // of the server, that no call has taken
+	over bool       // it is ending: nobody will answer
 }
 
 // inquiry is a request of the server to the client.
@@ -139,7 +143,9 @@ func (p *pool) fresh(ctx context.Context, server, principal string, who *asking)
 
 // put gives a session back that is fit for another call.
 func (p *pool) put(s *own) {
-	s.refuseRest()
+	for _, q := range s.leave(false) {
+		s.respond(errRest(q))
+	}
 	s.used = time.Now()
 	var out *own
 	p.mu.Lock()
@@ -271,14 +277,14 @@ func (s *own) inquired(m *jsonrpc.Message) {
 	}
 	q := &inquiry{id: slices.Clone(m.ID), method: m.Method, params: slices.Clone(m.Params)}
 	s.mu.Lock()
-	full := len(s.asks) >= maxQuestions
+	full := s.over || len(s.asks) >= maxQuestions
 	call := s.call
 	if !full && (call == nil || !call.asked(q)) {
 		s.asks = append(s.asks, q) // for the call that will come
 	}
 	s.mu.Unlock()
 	if full {
-		s.respond(jsonrpc.NewError(q.id, jsonrpc.CodeInternal, "too many requests wait for the client's answer", nil))
+		s.respond(jsonrpc.NewError(q.id, jsonrpc.CodeInternal, "nobody can answer this now", nil))
 	}
 }
 
@@ -314,18 +320,51 @@ func (s *own) use(h *held) {
 	s.asks = nil
 }
 
-// refuseRest answers what the server asked and nobody will.
-func (s *own) refuseRest() {
+// errRest is the answer to what the server asked and nobody will answer.
+func errRest(q *inquiry) []byte {
+	return jsonrpc.NewError(q.id, jsonrpc.CodeInternal, "the request that this one came with is over", nil)
+}
+
+// leave takes the session from its call, and returns what is unanswered.
+func (s *own) leave(over bool) (rest []*inquiry) {
 	s.mu.Lock()
-	rest := s.asks
-	s.asks = nil
+	defer s.mu.Unlock()
+	s.over = over
+	rest, s.asks = s.asks, nil
 	if s.call != nil {
 		rest = append(rest, s.call.unanswered()...)
 		s.call = nil
 	}
-	s.mu.Unlock()
-	for _, q := range rest {
-		s.respond(jsonrpc.NewError(q.id, jsonrpc.CodeInternal, "the request that this one came with is over", nil))
+	return rest
+}
+
+// abort ends the session of a call that was given up. The server must hear of
+// that first, since one that waits for an answer within the call would wait for
+// ever in a session that nobody can reach any more. It hears it twice: the call
+// itself may still have been on its way.
+func (s *own) abort(call []byte) {
+	for _, q := range s.leave(true) {
+		s.respond(errRest(q))
+	}
+	s.giveUp(call)
+	s.w.spawn(func() {
+		timer := time.NewTimer(abortGrace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-s.w.ctx.Done():
+		}
+		s.giveUp(call)
+		s.end()
+	})
+}
+
+func (s *own) giveUp(call []byte) {
+	ctx, cancel := s.w.ending()
+	defer cancel()
+	notice := build(member("requestId", call), quoted("reason", "the client has given up"))
+	if err := s.tell(ctx, jsonrpc.NewRequest(nil, "notifications/cancelled", notice)); err != nil {
+		s.w.log.Debug("cancellation not delivered", "server", s.server, "err", err)
 	}
 }
 
