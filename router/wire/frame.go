@@ -271,10 +271,12 @@ func DecodeControl(msg *nats.Msg) (token string, c Control) {
 }
 
 // notTaken returns the error of an "err" frame with which an instance says that
-// it executed nothing and another may: it drains, or is full. Else nil: what was
-// said is for the client.
+// it executed nothing and another may: it drains, is full, or does not have the
+// session. Else nil: what was said is for the client.
 func notTaken(msg *nats.Msg) *router.Error {
-	if s := msg.Header.Get(hdrStatus); s != "503" && s != "429" {
+	switch msg.Header.Get(hdrStatus) {
+	case "503", "429", "421": // of the errors below; others are not decoded
+	default:
 		return nil
 	}
 	var body struct {
