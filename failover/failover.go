@@ -118,13 +118,14 @@ type Report struct {
 	Now         time.Time `json:"now"` // its wall clock when it answered
 	Ready       bool      `json:"ready"`
 	Draining    bool      `json:"draining,omitempty"`
-	MetaLeader  string    `json:"meta_leader,omitempty"` // as it sees it; "" = none
-	Leads       []string  `json:"leads,omitempty"`       // streams it leads
-	Routes      []string  `json:"routes,omitempty"`      // nodes it has a route to
-	Clients     int       `json:"clients"`               // client connections
-	Instances   int       `json:"instances"`             // MCP instances it holds for its clients
-	Gate        string    `json:"gate,omitempty"`        // state of its write gate
-	Problems    []string  `json:"problems,omitempty"`    // what it finds wrong with itself
+	MetaLeader  string    `json:"meta_leader,omitempty"`      // as it sees it; "" = none
+	Leads       []string  `json:"leads,omitempty"`            // streams it leads
+	Routes      []string  `json:"routes,omitempty"`           // nodes it has a route to
+	Clients     int       `json:"clients"`                    // client connections
+	Instances   int       `json:"instances"`                  // MCP instances it holds for its clients
+	Pending     int       `json:"sessions_pending,omitempty"` // records of sessions that it could not store yet
+	Gate        string    `json:"gate,omitempty"`             // state of its write gate
+	Problems    []string  `json:"problems,omitempty"`         // what it finds wrong with itself
 }
 
 // NodeState is a node as this one sees it.

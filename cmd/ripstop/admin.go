@@ -36,7 +36,7 @@ what to do about what is wrong. It is the same as "ripstop status".`,
 	for _, p := range planned {
 		cmd.AddCommand(newPlannedCommand(p))
 	}
-	cmd.AddCommand(newExportCommand(), newImportCommand())
+	cmd.AddCommand(newExportCommand(), newImportCommand(), newValidateSessionsCommand())
 	return cmd
 }
 

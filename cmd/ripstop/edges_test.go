@@ -56,7 +56,7 @@ func TestCompletion(t *testing.T) {
 		"call nix ":             nil,
 		"call demo nix ":        nil,
 		"ls --kind ":            {"tools", "resources", "prompts"},
-		"ls ":                   {"servers", "instances", "nodes"},
+		"ls ":                   {"servers", "instances", "nodes", "sessions"},
 		"ls -o ":                {"table", "json"},
 		"call demo echo x --to": {"--token-file\tfile with the token of the fabric (RIPSTOP_TOKEN_FILE)"},
 	} {

@@ -21,41 +21,55 @@ var kinds = []string{"tools", "resources", "prompts"}
 
 func newLsCommand(dial dialFunc) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ls [servers|instances|nodes]",
-		Short: "List the attached MCP servers, their instances, or the nodes",
-		Long: `List the MCP servers that are attached to the fabric, every instance of them, or
-the nodes of the cluster.
+		Use:   "ls [servers|instances|nodes|sessions]",
+		Short: "List the attached MCP servers, their instances, the nodes, or the sessions",
+		Long: `List the MCP servers that are attached to the fabric, every instance of them, the
+nodes of the cluster, or the sessions that clients have opened.
 
 A server is a name; each of its instances is a backend that answers for it. With
---kind, only those are listed that offer tools, resources or prompts. Nodes are
-shown to the operator's user only.`,
+--kind, only those are listed that offer tools, resources or prompts. Nodes and
+sessions are shown to the operator's user only.
+
+A session is active, or waiting: its instance is gone, and its next request moves
+it. REPLICATION is synced, or pending as long as only the node that answers has its
+record, or unknown when that can't reach the others.`,
 		Example: `  ripstop ls
   ripstop ls instances
   ripstop ls --kind tools -o json
-  ripstop ls nodes`,
-		Args:      wantArgs("[servers|instances|nodes]"),
-		ValidArgs: []cobra.Completion{"servers", "instances", "nodes"},
+  ripstop ls nodes
+  ripstop ls sessions --server everything --node n1`,
+		Args:      wantArgs("[servers|instances|nodes|sessions]"),
+		ValidArgs: []cobra.Completion{"servers", "instances", "nodes", "sessions"},
 	}
 	kind := cmd.Flags().String("kind", "", "only what offers "+strings.Join(kinds, ", ")+" ("+envName("kind")+")")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	addClientFlags(cmd)
 	addOperatorFlags(cmd)
+	cmd.Flags().SetNormalizeFunc(nil) // --server is both here
+	var filter sessionFilter
+	filter.add(cmd)
 	addTimeout(cmd, listTimeout)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		what := "servers"
 		if len(args) > 0 {
 			what = args[0]
 		}
-		if list := []string{"servers", "instances", "nodes"}; !slices.Contains(list, what) {
-			return usagef("%q can't be listed; say servers, instances or nodes%s", what, didYouMean(what, list))
+		if list := []string{"servers", "instances", "nodes", "sessions"}; !slices.Contains(list, what) {
+			return usagef("%q can't be listed; say servers, instances, nodes or sessions%s", what, didYouMean(what, list))
 		}
 		if *kind != "" && !slices.Contains(kinds, *kind) {
 			return usagef("--kind %q is none of %s%s", *kind, strings.Join(kinds, ", "), didYouMean(*kind, kinds))
 		}
+		if !filter.empty() && what != "sessions" {
+			return usagef("--server NAME, --node and --principal tell sessions apart, not %s", what)
+		}
+		if *kind != "" && (what == "nodes" || what == "sessions") {
+			return usagef("--kind tells servers apart, not %s", what)
+		}
+		if what == "sessions" {
+			return runLsSessions(cmd, filter)
+		}
 		if what == "nodes" {
-			if *kind != "" {
-				return usagef("--kind tells servers apart, not nodes")
-			}
 			return runLsNodes(cmd)
 		}
 		return runLs(cmd, dial, what, *kind)

@@ -49,24 +49,25 @@ type node struct {
 	log      *slog.Logger
 	metrics  *prometheus.Registry
 
-	fabric    *fabric.Node
-	nodes     atomic.Pointer[nodes.Runner] // asked for a report before it is there
-	admin     *admin.Service
-	registry  *kv.Registry
-	registrar *kv.Registrar
-	sessions  *sessions.Store
-	events    *sessions.EventLog
-	keep      *keep.Keep
-	keeping   *keep.Service
-	client    *wire.Client
-	router    *router.Router
-	guard     *access.Guard
-	token     atomic.Pointer[string] // that all HTTP clients share; "" = none
-	hup       chan os.Signal
-	set       *servers.Set
-	edge      *edge.Edge
-	http      *http.Server
-	httpURL   string
+	fabric        *fabric.Node
+	nodes         atomic.Pointer[nodes.Runner] // asked for a report before it is there
+	admin         *admin.Service
+	registry      *kv.Registry
+	registrar     *kv.Registrar
+	sessions      *sessions.Store
+	events        *sessions.EventLog
+	keep          *keep.Keep
+	keeping       *keep.Service
+	keepsSessions atomic.Bool // the operator's service, which is there before, may look at them
+	client        *wire.Client
+	router        *router.Router
+	guard         *access.Guard
+	token         atomic.Pointer[string] // that all HTTP clients share; "" = none
+	hup           chan os.Signal
+	set           *servers.Set
+	edge          *edge.Edge
+	http          *http.Server
+	httpURL       string
 
 	lag      replicaLag
 	working  workingNodes

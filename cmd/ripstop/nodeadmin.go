@@ -27,7 +27,8 @@ func (n *node) serveAdmin(r admin.Roster) error {
 			_, err := kv.Export(ctx, js, kv.ExportHeader{Node: n.fabric.Name(), Region: n.fabric.Region(), At: time.Now().UTC()}, w)
 			return err
 		},
-		Import: n.importBuckets(js),
+		Import:   n.importBuckets(js),
+		Sessions: sessionDesk{n},
 	})
 	return err
 }

@@ -48,6 +48,7 @@ func (n *node) serveSessions() error {
 	if err != nil {
 		return err
 	}
+	n.keepsSessions.Store(true)
 	n.wg.Go(func() {
 		n.keep.Clean(n.ctx, keep.CleanOptions{Every: n.settings.SessionCleanup, Idle: n.settings.SessionIdle, Leads: n.leads})
 	})
@@ -95,6 +96,7 @@ func (n *node) onRegistry(c kv.Change) {
 
 // closeSessions undoes openSessions and serveSessions.
 func (n *node) closeSessions() []error {
+	n.keepsSessions.Store(false)
 	var errs []error
 	if n.keeping != nil {
 		n.keeping.Close()

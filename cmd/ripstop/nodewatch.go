@@ -186,6 +186,9 @@ func (n *node) report() failover.Report {
 		Incarnation: n.fabric.Incarnation(), Started: n.started,
 		Draining: n.draining.Load(), Clients: n.fabric.Connections(), Instances: len(n.registry.All()),
 	}
+	if n.keepsSessions.Load() {
+		r.Pending = n.sessions.Pending()
+	}
 	if n.fabric.Voter() {
 		r.Role = failover.Voter
 		r.MetaLeader = raft.MetaLeader(n.fabric.Server())

@@ -60,7 +60,7 @@ stdio, NATS and from this command line.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupNode, newStartCommand(), newStatusCommand(), newAdminCommand(), newServeCommand(), newConfigCommand(), newBenchCommand())
+	add(groupNode, newStartCommand(), newStatusCommand(), newAdminCommand(), newSessionCommand(), newServeCommand(), newConfigCommand(), newBenchCommand())
 	add(groupClient, newLsCommand(dial), newToolsCommand(dial), newCallCommand(dial), newConnectCommand(stubborn))
 	add("", newVersionCommand(), newExitCodesTopic())
 	return root

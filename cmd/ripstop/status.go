@@ -126,6 +126,13 @@ func headline(w io.Writer, s admin.Status) string {
 	} else {
 		parts = append(parts, s.Mode)
 	}
+	if s.Sessions > 0 || s.Pending > 0 {
+		text := fmt.Sprintf("%d sessions", s.Sessions)
+		if s.Pending > 0 {
+			text += fmt.Sprintf(" (%d not stored yet)", s.Pending)
+		}
+		parts = append(parts, text)
+	}
 	return printable(strings.Join(append(parts, "as "+s.Answered+" sees it"), ", "))
 }
 

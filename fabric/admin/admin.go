@@ -20,6 +20,11 @@
 //	export               {}                               -> Transfer; then export-read
 //	import-begin         {}                               -> Transfer; then import-write
 //	import               {"transfer","confirm"}           -> Plan | Result
+//	list-sessions        {"sessions":SessionRequest}      -> SessionPage
+//	show-session         {"sessions":{"id"}}              -> SessionDetail
+//	move-session         {"sessions":{"id","to","wait"}}  -> Session
+//	end-session          {"sessions":{"id"}}              -> Session
+//	validate-sessions    {"sessions":{"repair"}}          -> Validation
 package admin
 
 import (
@@ -71,6 +76,7 @@ type Node struct {
 	Lag         uint64    `json:"lag"`     // operations its replicas are behind, the worst
 	Clients     int       `json:"clients"` // NATS connections
 	Instances   int       `json:"instances"`
+	Pending     int       `json:"sessions_pending,omitempty"` // records of sessions that it could not store yet
 }
 
 // Group is a Raft group: the meta group, or a stream's.
@@ -125,7 +131,9 @@ type Status struct {
 	VotersUp   int       `json:"voters_up"`
 	Nodes      []Node    `json:"nodes"`
 	Groups     []Group   `json:"groups"`
-	Problems   []Problem `json:"problems"` // worst first
+	Sessions   int       `json:"sessions"`         // that the node which answers knows
+	Pending    int       `json:"sessions_pending"` // whose records nodes could not store yet
+	Problems   []Problem `json:"problems"`         // worst first
 }
 
 // Plan is what a command would do.

@@ -23,6 +23,12 @@ const (
 	verbBegin    = "import-begin"
 	verbWrite    = "import-write"
 	VerbImport   = "import"
+
+	VerbSessions = "list-sessions"
+	VerbSession  = "show-session"
+	VerbMove     = "move-session"
+	VerbEnd      = "end-session"
+	VerbValidate = "validate-sessions"
 )
 
 // seal makes the token: a fingerprint of everything a person is shown.

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,6 +74,9 @@ type Options struct {
 	// became of it; nil = it can't.
 	Import func(ctx context.Context, r io.ReadSeeker) (done []string, err error)
 
+	// Sessions are those of the region; nil = nobody keeps any.
+	Sessions Sessions
+
 	// SpoolDir is where an import is kept until it is complete; "" = the
 	// system's directory for temporary files.
 	SpoolDir string
@@ -96,11 +101,12 @@ type Service struct {
 
 // request is the body of every request.
 type request struct {
-	Node     string `json:"node,omitempty"`
-	Group    string `json:"group,omitempty"`
-	To       string `json:"to,omitempty"`
-	Confirm  string `json:"confirm,omitempty"`
-	Transfer string `json:"transfer,omitempty"`
+	Node     string          `json:"node,omitempty"`
+	Group    string          `json:"group,omitempty"`
+	To       string          `json:"to,omitempty"`
+	Confirm  string          `json:"confirm,omitempty"`
+	Transfer string          `json:"transfer,omitempty"`
+	Sessions *SessionRequest `json:"sessions,omitempty"`
 }
 
 // handler answers with a *nats.Msg, or with what becomes JSON.
@@ -134,10 +140,11 @@ func (s *Service) open() (err error) {
 	if err != nil {
 		return err
 	}
-	verbs := map[string]handler{
+	verbs := s.sessionVerbs()
+	maps.Copy(verbs, map[string]handler{
 		VerbStatus: s.onStatus, VerbStepDown: s.onStepDown, VerbDrain: s.onPlanned(VerbDrain), VerbRemove: s.onPlanned(VerbRemove), VerbEvacuate: s.onPlanned(VerbEvacuate),
 		VerbExport: s.transfers.onExport, verbRead: s.transfers.onRead, verbBegin: s.transfers.onBegin, verbWrite: s.transfers.onWrite, VerbImport: s.transfers.onImport,
-	}
+	})
 	anyone, mine := s.svc.AddGroup(Prefix), s.svc.AddGroup(Prefix+"."+Token(s.opts.Node))
 	for verb, h := range verbs {
 		if err := anyone.AddEndpoint(verb, s.handle(h)); err != nil {
@@ -190,7 +197,11 @@ func (s *Service) handle(h handler) micro.HandlerFunc {
 			return
 		}
 		s.wg.Go(func() {
-			ctx, cancel := context.WithTimeout(s.ctx, answerFor)
+			limit := answerFor
+			if strings.HasSuffix(m.Subject(), "."+VerbValidate) || strings.HasSuffix(m.Subject(), "."+VerbMove) {
+				limit = validateFor
+			}
+			ctx, cancel := context.WithTimeout(s.ctx, limit)
 			defer cancel()
 			s.answer(ctx, h, m)
 		})

@@ -19,6 +19,12 @@ func (s *Service) Status(ctx context.Context) Status {
 		st.Mode = "clustered"
 	}
 	st.Nodes = s.opts.Nodes.AdminNodes(check)
+	if s.opts.Sessions != nil {
+		st.Sessions = s.opts.Sessions.Count()
+	}
+	for _, n := range st.Nodes {
+		st.Pending += n.Pending
+	}
 	up := 0 // servers that should answer
 	for _, n := range st.Nodes {
 		if n.State == "up" && n.ServerID != "" {

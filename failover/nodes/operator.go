@@ -20,7 +20,7 @@ func (r *Runner) AdminNodes(ctx context.Context) []admin.Node {
 			Leader: n.Leader, Leads: rep.Leads, Draining: n.Draining, Ready: rep.Ready && n.State == failover.Up, Gate: rep.Gate,
 			Software: rep.Software, Wire: rep.Wire, ServerID: rep.ServerID, Incarnation: rep.Incarnation,
 			Started: rep.Started, Since: n.Since, LastSeen: n.LastSeen, Latency: n.Mean.Seconds(), ClockSkew: n.Skew.Seconds(),
-			Clients: rep.Clients, Instances: rep.Instances,
+			Clients: rep.Clients, Instances: rep.Instances, Pending: rep.Pending,
 		}
 	}
 	return list

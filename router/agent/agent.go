@@ -202,6 +202,10 @@ func (a *Agent) backend(ctx context.Context, req *router.Request, out router.Str
 }
 
 func (a *Agent) answer(msg *nats.Msg) {
+	if e := wire.ErrandOf(msg.Subject); e != "" {
+		a.errand(e, msg)
+		return
+	}
 	in, err := wire.Decode(msg, a.opts.Server, a.opts.Instance)
 	if err != nil {
 		a.respond(msg.Reply, router.ErrorReply(in.ID(), err), true)

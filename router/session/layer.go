@@ -254,13 +254,31 @@ type Info struct {
 func (l *Layer) Sessions() []Info {
 	var list []Info
 	for _, s := range l.held() {
-		s.mu.Lock()
-		if !s.dead && s.backend != "" {
-			list = append(list, Info{ID: s.id, Epoch: s.epoch, Used: l.began.Add(s.used), InFlight: int(s.calls), Listening: s.listening()})
+		if i, ok := l.info(s); ok {
+			list = append(list, i)
 		}
-		s.mu.Unlock()
 	}
 	return list
+}
+
+// Session returns a session, if it is held here.
+func (l *Layer) Session(id string) (Info, bool) {
+	l.mu.RLock()
+	s := l.sessions[id]
+	l.mu.RUnlock()
+	if s == nil {
+		return Info{}, false
+	}
+	return l.info(s)
+}
+
+func (l *Layer) info(s *session) (Info, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead || s.backend == "" {
+		return Info{}, false
+	}
+	return Info{ID: s.id, Epoch: s.epoch, Used: l.began.Add(s.used), InFlight: int(s.calls), Listening: s.listening()}, true
 }
 
 // Holds reports whether a session is held here.

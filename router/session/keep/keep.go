@@ -135,6 +135,14 @@ func (k *Keep) Find(ctx context.Context, server, id string) (sessions.Record, er
 	return r, err
 }
 
+// Record returns a session's record as Find does, whatever its server.
+func (k *Keep) Record(ctx context.Context, id string) (sessions.Record, error) {
+	return k.fresh(ctx, id)
+}
+
+// There reports whether the instance that has a session is in the registry.
+func (k *Keep) There(r *sessions.Record) bool { return k.there(r) }
+
 // fresh returns the leader's word on a session. Where it can't be asked, or has
 // not heard of the session yet, what this node knows.
 func (k *Keep) fresh(ctx context.Context, id string) (sessions.Record, error) {
