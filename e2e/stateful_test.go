@@ -50,7 +50,7 @@ func keepState(path string) int {
 		case "ping", "logging/setLevel":
 			out = `"result":{}`
 		case "tools/list":
-			out = `"result":{"tools":[{"name":"work","inputSchema":{"type":"object","properties":{"id":{"type":"string"}}}}]}`
+			out = `"result":{"tools":[{"name":"work","inputSchema":{"type":"object","properties":{"id":{"type":"string"}}}},{"name":"again","inputSchema":{"type":"object"},"annotations":{"idempotentHint":true}}]}`
 		case "tools/call":
 			n++
 			if _, err := fmt.Fprintf(f, "%s %s %d\n", m.Params.Arguments.ID, process, n); err != nil {

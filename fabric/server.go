@@ -100,7 +100,7 @@ func may(open bool, role m) m {
 // Permissions of the roles (docs/wire.md, "Permissions").
 var (
 	clientMay = m{
-		"publish":   []string{"mcp.v1.req.>", "mcp.v1.ctl.>", "ripstop.v1.registry.list", "ripstop.v1.registry.list.*", "$SRV.>"},
+		"publish":   []string{"mcp.v1.req.>", "mcp.v1.ctl.>", "ripstop.v1.registry.list", "ripstop.v1.registry.list.*", "ripstop.v1.registry.suspect.*", "$SRV.>"},
 		"subscribe": rolesMayRead("ripstop.v1.registry.gone"),
 	}
 	agentMay = m{

@@ -37,7 +37,7 @@ type Follower struct {
 	// that is gone, ErrMoved if the session is not there.
 	Send func(ctx context.Context, req *Request, out Stream) (*Reply, error)
 
-	hints sync.Map // of hintKey to *hints
+	tools tools
 }
 
 // Serve sends req, which has a session, to its owner. What was executed nowhere
@@ -72,7 +72,7 @@ func (f *Follower) Serve(ctx context.Context, req *Request, out Stream) (*Reply,
 			}
 			return nil, lerr
 		}
-		if lost && !f.repeatable(ctx, &to) {
+		if lost && !f.tools.repeatable(ctx, &to, f.Send) {
 			return nil, err
 		}
 	}

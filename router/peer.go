@@ -79,6 +79,16 @@ func box(fails int32) time.Duration {
 	return min(boxLeast<<min(max(fails-1, 0), 10), boxMost)
 }
 
+// boxHung is how long an instance that hangs is left alone. A call that comes to
+// it all the same is refused at once for as long as it does.
+const boxHung = 2 * time.Second
+
+// hangs keeps it out of the way for longer.
+func (p *peer) hangs(now time.Duration) {
+	p.fails.Store(max(p.fails.Load(), 1))
+	p.until.Store(max(p.until.Load(), int64(now+boxHung)))
+}
+
 // full keeps it out of the way for a moment.
 func (p *peer) full(now time.Duration) {
 	p.until.Store(max(p.until.Load(), int64(now+boxFull)))

@@ -48,6 +48,7 @@ type Router struct {
 	remote Handler
 	opts   RouterOptions
 	follow *Follower // nil = sessions stay where they are
+	tools  tools     // that may be called twice, of requests without a session
 	began  time.Time // what times of peers count from
 
 	mu    sync.RWMutex
@@ -183,13 +184,16 @@ func (r *Router) serveAny(ctx context.Context, req *Request, out Stream) (*Reply
 	var last error
 	for tried.n < maxTries {
 		c := r.choose(req, &tried)
-		if c == nil {
+		if c == nil || errors.Is(last, ErrOutcomeUnknown) && !r.mayRepeat(ctx, req, c) {
 			break
 		}
 		reply, err := r.send(ctx, req, c, out)
-		again := refusal(err, req.Server) || errors.Is(err, ErrOutcomeUnknown) && req.Message != nil && repeats(req.Method())
+		again := refusal(err, req.Server) || errors.Is(err, ErrOutcomeUnknown) && req.Message != nil && maybeRepeatable(req)
 		if err == nil || !again || ctx.Err() != nil {
 			return reply, err
+		}
+		if errors.Is(last, ErrOutcomeUnknown) && !errors.Is(err, ErrOutcomeUnknown) {
+			err = last // the one before may have executed it
 		}
 		tried.peers[tried.n], tried.nodes[tried.n] = c.peer, c.Node
 		tried.n++
@@ -199,6 +203,21 @@ func (r *Router) serveAny(ctx context.Context, req *Request, out Stream) (*Reply
 		return nil, r.nobody(req.Server)
 	}
 	return nil, gaveUp(last, req.Server, tried.n)
+}
+
+// mayRepeat reports whether req, which may have been executed, may be executed
+// again at c.
+func (r *Router) mayRepeat(ctx context.Context, req *Request, c *candidate) bool {
+	return r.tools.repeatable(ctx, req, func(ctx context.Context, req *Request, out Stream) (*Reply, error) {
+		return r.send(ctx, req, c, out)
+	})
+}
+
+// Suspect keeps an instance that hangs out of the way for a while.
+func (r *Router) Suspect(server, instance string) {
+	if c := r.find(server, instance); c != nil {
+		c.peer.hangs(r.now())
+	}
 }
 
 // refusal reports whether err says that the instance executed nothing, and
@@ -219,7 +238,7 @@ func gaveUp(err error, server string, tried int) error {
 	}
 	own := *e
 	own.routed = server
-	if tried > 1 {
+	if tried > 1 && e.Code != CodeOutcomeUnknown {
 		own.Text = Errorf(e, "%d instances of %q were tried and none took the call; the last: %s", tried, server, e.Text).Text
 	}
 	return &own

@@ -77,6 +77,9 @@ type fleet struct {
 }
 
 func (f *fleet) Serve(_ context.Context, req *router.Request, _ router.Stream) (*router.Reply, error) {
+	if req.Method() == "tools/list" { // whether a call may be executed twice
+		return &router.Reply{Body: []byte(`{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"safe","annotations":{"idempotentHint":true}},{"name":"x"}]}}`)}, nil
+	}
 	f.mu.Lock()
 	if f.calls == nil {
 		f.calls = map[string]int{}
@@ -273,6 +276,58 @@ func TestRefusalsAreTriedElsewhere(t *testing.T) {
 				if tt.ok != (err == nil) || far.total() > tt.tries || !tt.ok && (!errors.Is(err, tt.kind) || far.total() != tt.tries) {
 					t.Fatalf("%d tries %v, then %v", far.total(), far.order, err)
 				}
+			}
+		})
+	}
+}
+
+// TestUnknownOutcomes: what may be executed twice is sent to another instance
+// when nobody knows whether the first executed it, and nothing else is.
+func TestUnknownOutcomes(t *testing.T) {
+	var dir registry
+	dir.set(on("n1", 1), on("n2", 2))
+	modern := `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","progressToken":1},`
+	for name, tt := range map[string]struct {
+		era   router.Era
+		body  string
+		tries int
+	}{
+		"tool":        {router.EraBare, `"method":"tools/call","params":{"name":"x"}`, 1},
+		"safe tool":   {router.EraBare, `"method":"tools/call","params":{"name":"safe"}`, 2},
+		"modern tool": {router.EraModern, `"method":"tools/call","params":{` + modern + `"name":"x"}`, 1},
+		"modern safe": {router.EraModern, `"method":"tools/call","params":{` + modern + `"name":"safe"}`, 2},
+		"read":        {router.EraBare, `"method":"resources/read","params":{"uri":"a:b"}`, 2},
+		"other":       {router.EraBare, `"method":"x/y"`, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			far := &fleet{}
+			far.behave = func(string) error {
+				if far.total() == 1 {
+					return router.Errorf(router.ErrOutcomeUnknown, "silent")
+				}
+				return nil
+			}
+			lists := 0
+			watch := router.HandlerFunc(func(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+				if req.Method() == "tools/list" {
+					lists++
+					if req.Message.HasVersion != (tt.era == router.EraModern) || req.Message.ProgressToken != nil {
+						t.Errorf("tools/list in the era %v: %s", tt.era, req.Message.Raw)
+					}
+				}
+				return far.Serve(ctx, req, out)
+			})
+			m, err := jsonrpc.Parse([]byte(`{"jsonrpc":"2.0","id":1,` + tt.body + `}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := router.NewRouter(&dir, watch, router.RouterOptions{Node: "elsewhere"})
+			_, err = r.Serve(t.Context(), &router.Request{Server: "s", Era: tt.era, Message: m}, router.Discard)
+			if far.total() != tt.tries || (tt.tries == 1) != errors.Is(err, router.ErrOutcomeUnknown) {
+				t.Errorf("%d executions, then %v", far.total(), err)
+			}
+			if (lists > 0) != (m.Method == "tools/call") {
+				t.Errorf("asked for tools %d times", lists)
 			}
 		})
 	}

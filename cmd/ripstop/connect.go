@@ -28,9 +28,11 @@ the fabric; without NAME, to all servers as one. This is what a desktop client
 runs. Logs go to standard error.
 
 It starts before the fabric and outlives it: while no instance of the server can be reached, requests
-wait for up to --retry-for; a session that is lost is opened again unseen, and
-the first result after it says so in its _meta ("ripstop/reinitialized"). A call
-that may have been executed is never sent twice.
+wait for up to --retry-for. A session outlives the instance and the node it is
+with; what the server kept in memory is gone then, and the first result says so
+in its _meta ("ripstop/reinitialized"). One that ended is opened again unseen. A
+call that may have been executed is sent again only if it is a read, or of a tool
+annotated as read-only or idempotent.
 
 For Claude Desktop put this into claude_desktop_config.json, with the full path
 of ripstop:

@@ -144,8 +144,12 @@ func (n *node) open(ctx context.Context, l net.Listener) error {
 	n.router = router.NewRouter(n.registry, n.client, router.RouterOptions{
 		Node: n.fabric.Name(), Nodes: &n.working, Sessions: keep.Route{Keep: n.keep}, Speaks: wire.Own.Speaks, Pinned: eras.Pinned,
 	})
+	n.client.OnSilent(n.router.Suspect)
 	n.registry.Watch(n.onRegistry)
 	if err := n.serveSessions(); err != nil {
+		return err
+	}
+	if err := n.watchHung(); err != nil {
 		return err
 	}
 	n.guard = access.NewGuard(n.router, s.Users)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"path/filepath"
 
@@ -32,7 +33,10 @@ func (n *node) openSessions() error {
 	}
 	n.keep = keep.New(keep.Options{
 		Store: n.sessions, Registry: n.registry, Region: f.Region(), Node: f.Name(),
-		Pick:     func(server, avoid string) *kv.Instance { return n.router.Pick(server, avoid) },
+		Pick: func(server, avoid string) *kv.Instance { return n.router.Pick(server, avoid) },
+		Silent: func(ctx context.Context, server, instance string) bool {
+			return !n.hosts(instance) && n.client.Silent(ctx, server, instance, locateHung)
+		},
 		Writable: func() bool { state, _ := n.gate(); return state == failover.GateWritable },
 		NodeUp:   n.nodeUp,
 		Logger:   n.log,

@@ -38,15 +38,15 @@ func (u User) Publish() []string {
 		return u.agentPublish()
 	}
 	if !u.limited() {
-		return []string{wire.ServerSubject("*"), wire.ControlSubject("*", "*"), "ripstop.v1.registry.list", "ripstop.v1.registry.list.*", "$SRV.>"}
+		return []string{wire.ServerSubject("*"), wire.ControlSubject("*", "*"), wire.SubjectSuspect + "*", "ripstop.v1.registry.list", "ripstop.v1.registry.list.*", "$SRV.>"}
 	}
 	var out []string
 	for _, s := range u.Servers {
-		out = append(out, wire.ServerSubject(s), wire.ControlSubject(s, "*"))
+		out = append(out, wire.ServerSubject(s), wire.ControlSubject(s, "*"), wire.SubjectSuspect+s)
 	}
 	for _, t := range u.Tools {
 		server, tool, _ := strings.Cut(t, ".")
-		out = append(out, wire.ToolSubject(server, tool), wire.ControlSubject(server, "*"))
+		out = append(out, wire.ToolSubject(server, tool), wire.ControlSubject(server, "*"), wire.SubjectSuspect+server)
 		for _, op := range clientOps {
 			out = append(out, wire.OperationSubject(server, op))
 		}
@@ -71,7 +71,7 @@ func (u User) agentPublish() []string {
 	for _, s := range u.attaches() {
 		out = append(out,
 			"ripstop.v1.agent.*.put."+s, "ripstop.v1.agent.*.remove."+s, "ripstop.v1.session.*.*."+s,
-			wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*")) // to pass on what belongs to a session of another instance
+			wire.InstanceSubject(s, "*"), wire.ControlSubject(s, "*"), wire.SubjectSuspect+s) // to pass on what belongs to a session of another instance
 	}
 	return out
 }

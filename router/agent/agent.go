@@ -217,7 +217,10 @@ func (a *Agent) answer(msg *nats.Msg) {
 	if in.Frames {
 		out = &frameStream{a: a, to: msg.Reply}
 	}
-	reply, err := a.dispatch(ctx, in, out)
+	var reply *router.Reply
+	if err = a.current(ctx); err == nil {
+		reply, err = a.dispatch(ctx, in, out)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil && a.ctx.Err() == nil:
 		return // cancelled by the caller, who does not wait for an answer
@@ -226,6 +229,34 @@ func (a *Agent) answer(msg *nats.Msg) {
 	default:
 		a.respond(msg.Reply, reply, false)
 	}
+}
+
+// settleFor is how long a request waits in an agent that has just stood still, for
+// the word that its caller has given it up.
+const settleFor = 100 * time.Millisecond
+
+// current refuses a request that may have been given up while the process stood
+// still, before it could begin: its connection was ended then, and its caller told
+// that the outcome is unknown.
+func (a *Agent) current(ctx context.Context) error {
+	if !a.layer.Paused() {
+		return nil
+	}
+	a.mu.Lock()
+	nc, was := a.line.nc, a.record.Conn
+	a.mu.Unlock()
+	t := time.NewTimer(settleFor)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	cid, _ := nc.GetClientID() // 0 while not connected
+	if was != (kv.Conn{ServerID: nc.ConnectedServerId(), ClientID: cid}) {
+		return router.Errorf(router.ErrUnavailable, "instance %s of %s stood still, and lost its connection; nothing was executed", a.opts.Instance, a.opts.Server)
+	}
+	return nil
 }
 
 // dispatch hands the request to the backend, or to the instance that holds its

@@ -293,6 +293,9 @@ type ledger struct {
 // work is the server: it notes the call, takes a while, and for "count" says how
 // far it is; "hold" lasts until it is released.
 func (l *ledger) work(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+	if req.Method() == "tools/list" { // whether a call may be executed twice
+		return &router.Reply{Body: []byte(`{"jsonrpc":"2.0","id":"ripstop-tools","result":{"tools":[]}}`)}, nil
+	}
 	l.mu.Lock()
 	l.times[string(req.ID())]++
 	l.mu.Unlock()

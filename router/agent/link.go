@@ -29,6 +29,8 @@ type Link struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	repeat router.Repeater
+
 	mu     sync.Mutex
 	at     *leg
 	legs   map[*leg]struct{} // at, and those that still have calls
@@ -52,6 +54,7 @@ type leg struct {
 func (c Connection) Link(stubborn bool, opts ...nats.Option) (*Link, error) {
 	l := &Link{c: c, legs: map[*leg]struct{}{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.repeat.Send = l.send
 	opts = append(opts, nats.LameDuckModeHandler(l.leave))
 	l.dial = func(urls string, stubborn bool, more ...nats.Option) (*nats.Conn, error) {
 		c := c
@@ -101,8 +104,16 @@ func (l *Link) tell(nc *nats.Conn) {
 	}
 }
 
-// Serve sends req. See wire.Client.
+// Serve sends req, again if it may be executed twice and its outcome is unknown.
+// See wire.Client.
 func (l *Link) Serve(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
+	if req.Instance != "" { // an agent passes it on, and its caller decides
+		return l.send(ctx, req, out)
+	}
+	return l.repeat.Serve(ctx, req, out)
+}
+
+func (l *Link) send(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
 	l.mu.Lock()
 	at := l.at
 	at.calls++
@@ -125,6 +136,10 @@ func (l *Link) step(nc *nats.Conn) (old *leg, err error) {
 	if err != nil {
 		return nil, err
 	}
+	client.OnDeaf(func() {
+		l.c.Logger.Warn("the NATS server does not answer; connecting again", "url", nc.ConnectedUrlRedacted())
+		_ = nc.ForceReconnect() // fails only when the connection is closed
+	})
 	g := &leg{nc: nc, client: client, idle: make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -96,17 +96,36 @@ func (t *table) left() {
 
 func (t *table) onControl(msg *nats.Msg) {
 	token, what := wire.DecodeControl(msg)
+	if t.control(token, what) && what == wire.ControlProbe {
+		t.a.sayAlive(msg.Reply)
+	}
+}
+
+// control does what is asked of a call. It reports whether it is this instance's
+// and not over.
+func (t *table) control(token string, what wire.Control) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.named[token]
 	if f == nil {
-		return // another instance's, or over already
+		return false
 	}
 	switch what {
 	case wire.ControlCancel:
 		f.cancel()
 	case wire.ControlKeep:
 		f.kept = time.Now()
+	}
+	return true
+}
+
+// sayAlive answers a probe.
+func (a *Agent) sayAlive(to string) {
+	if to == "" {
+		return
+	}
+	if err := a.out.publish(wire.AliveMsg(to, a.opts.Instance, "")); err != nil {
+		a.log.Debug("alive not sent", "err", err)
 	}
 }
 
@@ -136,9 +155,7 @@ func (t *table) sweep() {
 	}
 	t.mu.Unlock()
 	for _, to := range alive {
-		if err := t.a.out.publish(wire.AliveMsg(to, t.a.opts.Instance, "")); err != nil {
-			t.a.log.Debug("alive not sent", "err", err)
-		}
+		t.a.sayAlive(to)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
+
+	"ripstop/router/wire"
 )
 
 // maxIdle bounds the goroutines an agent keeps for its next requests.
@@ -21,6 +23,13 @@ type workers struct {
 func (a *Agent) onRequest(msg *nats.Msg) {
 	if msg.Reply == "" {
 		a.log.Debug("request without a reply subject ignored", "subject", msg.Subject)
+		return
+	}
+	if is, again := wire.IsProbe(msg); is {
+		if again {
+			a.layer.Doubt() // others may hold this instance to be hung, and have its sessions
+		}
+		a.sayAlive(msg.Reply)
 		return
 	}
 	if !a.hire(msg) {

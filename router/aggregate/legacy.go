@@ -151,7 +151,7 @@ func (c legacyCaller) markRenewed(ms *memberSession, method string, reply *route
 		return reply
 	}
 	if m, err := jsonrpc.Parse(reply.Body); err == nil {
-		reply.Body = m.WithResultMeta("ripstop/reinitialized", []byte("true"))
+		reply.Body = m.WithResultMeta("ripstop/reinitialized", []byte(`{"cause":"the session with `+ms.server+` had ended","epoch":1}`))
 	}
 	return reply
 }

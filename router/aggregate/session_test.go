@@ -24,7 +24,7 @@ func TestMemberLosesSession(t *testing.T) {
 		c.do(`{"jsonrpc":"2.0","id":5,"method":"resources/unsubscribe","params":{"uri":"ripstop://a/file:///y"}}`)
 		a.lose()
 		c.do(`{"jsonrpc":"2.0","id":5,"method":"tools/list"}`)
-		has(t, "first result after the loss", c.do(call), `"_meta":{"ripstop/reinitialized":true}`, `"text":"x"`)
+		has(t, "first result after the loss", c.do(call), `"_meta":{"ripstop/reinitialized":{"cause":"the session with `, ` had ended","epoch":1}}`, `"text":"x"`)
 		hasNot(t, "second", c.do(call), "reinitialized")
 		equal(t, "sessions", a.open(), []string{"s2"})
 		levels, subs := a.requests("logging/setLevel"), a.requests("resources/subscribe")

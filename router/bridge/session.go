@@ -15,9 +15,14 @@ import (
 	"ripstop/router/jsonrpc"
 )
 
-// metaReinitialized is set to true in the _meta of the first result after a
-// session was opened again: what the old one remembered is gone.
-const metaReinitialized = "ripstop/reinitialized"
+// metaReinitialized is set in the _meta of the first result after a session was
+// opened again: what the old one remembered is gone. The fabric itself does so
+// where it moves a session; this is for one that has ended there, as with its
+// instance (on_move end) or its idle time.
+const (
+	metaReinitialized = "ripstop/reinitialized"
+	reopened          = `{"cause":"the session had ended","epoch":1}`
+)
 
 // session is a legacy session as the fabric knows it.
 type session struct {
@@ -322,6 +327,6 @@ func markReinitialized(reply *router.Reply) *router.Reply {
 		return reply
 	}
 	marked := *reply
-	marked.Body = m.WithResultMeta(metaReinitialized, []byte("true"))
+	marked.Body = m.WithResultMeta(metaReinitialized, []byte(reopened))
 	return &marked
 }

@@ -141,7 +141,7 @@ func TestLostSessionIsOpenedAgain(t *testing.T) {
 	f.Lose()
 	c.send(callEcho(4))
 	line := c.line()
-	if !strings.Contains(line, `"text":"hi"`) || !strings.Contains(line, `"ripstop/reinitialized":true`) || !strings.Contains(line, `"id":4`) {
+	if !strings.Contains(line, `"text":"hi"`) || !strings.Contains(line, `"ripstop/reinitialized":{"cause":`) || !strings.Contains(line, `"id":4`) {
 		t.Errorf("got %s", line)
 	}
 	got := slices.DeleteFunc(f.Seen()[before:], func(s string) bool { return s == "listen" })

@@ -68,7 +68,7 @@ func (l *Layer) once(ctx context.Context, u use, req *router.Request, out router
 	if err := l.changed(ctx, u, m, reply); err != nil {
 		return nil, err
 	}
-	if u.tag != 0 && m.Kind == jsonrpc.Request {
+	if u.tag != 0 && m.Kind == jsonrpc.Request && !router.Own(m) {
 		reply = l.mark(ctx, u, reply, out)
 	}
 	return reply, nil

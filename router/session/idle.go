@@ -31,14 +31,29 @@ func (l *Layer) watch() {
 func (l *Layer) awake(now time.Duration) {
 	last := l.tick.Load()
 	if now-time.Duration(last) > pauseOver && l.tick.CompareAndSwap(last, int64(now)) {
-		l.pauses.Add(1)
+		l.Doubt()
 		l.log.Warn("this process stood still; its sessions are confirmed before they are served", "for", now-time.Duration(last))
 	}
 }
 
 // Doubt has every session confirmed before it is served again: after the
 // instance was cut off from its node, its sessions may be others'.
-func (l *Layer) Doubt() { l.pauses.Add(1) }
+func (l *Layer) Doubt() {
+	l.paused.Store(int64(l.now()))
+	l.pauses.Add(1)
+}
+
+// pausedFor is how long what comes in may have been sent before a pause.
+const pausedFor = time.Second
+
+// Paused reports whether the process has just gone on after it stood still, or
+// was believed to, so that what comes in may be old.
+func (l *Layer) Paused() bool {
+	now := l.now()
+	l.awake(now)
+	at := l.paused.Load()
+	return at != 0 && now-time.Duration(at) < pausedFor
+}
 
 // Moved says that a session is under epoch now. If it is held here under a lower
 // one, its streams end and its next request is checked.

@@ -71,6 +71,7 @@ type Layer struct {
 	work   sync.WaitGroup // goroutines; none is added once closed, see begin
 	tick   atomic.Int64   // when the process was last seen running
 	pauses atomic.Uint32  // how often it stood still
+	paused atomic.Int64   // when it last went on; 0 = it never stood still
 
 	stats   stats
 	workers workers

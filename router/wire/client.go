@@ -44,9 +44,22 @@ type Client struct {
 	stop chan struct{}
 	done chan struct{}
 
+	began     time.Time
+	patrolled time.Duration // the last look at what is silent
+	echo      atomic.Int64  // when the NATS server last was known to answer, as since
+	flushing  atomic.Bool   // it is being found out
+	ctx       context.Context
+	cancel    context.CancelFunc
+	work      sync.WaitGroup
+	onSilent  func(server, instance string)
+	onDeaf    func()
+
 	mu      sync.Mutex
 	pending map[string]*call
 	backups []*nats.Subscription
+	targets map[place]*target
+	doubts  []*target // silent, and being asked
+	silent  []*target // held to be hung
 }
 
 var _ router.Handler = (*Client)(nil)
@@ -57,21 +70,27 @@ func NewClient(nc *nats.Conn) (*Client, error) {
 		nc:      nc,
 		inbox:   nc.NewInbox() + ".",
 		pending: map[string]*call{},
+		targets: map[place]*target{},
+		began:   time.Now(),
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	id := strings.TrimSuffix(c.inbox, ".")
 	c.prefix = id[strings.LastIndexByte(id, '.')+1:] + "-"
 	sub, err := nc.Subscribe(c.inbox+"*", c.onFrame)
 	if err != nil {
+		c.cancel()
 		return nil, err
 	}
 	// Frames are bounded by call and by bytes, in call.push.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		c.cancel()
 		return nil, err
 	}
 	c.sub = sub
 	if c.gone, err = nc.Subscribe(SubjectGone, c.onGone); err != nil {
+		c.cancel()
 		return nil, errors.Join(err, sub.Unsubscribe())
 	}
 	c.watchRefusals()
@@ -112,25 +131,34 @@ func (c *Client) Close() {
 	}
 	close(c.stop)
 	<-c.done
-	c.failAll(func(*call) bool { return true }, "the client was closed")
+	c.mu.Lock()
+	c.cancel()
+	c.mu.Unlock()
+	c.work.Wait()
+	c.giveUp(func(*call) bool { return true }, func(*call) string { return "the caller ends" })
 }
 
 // call is a request in flight.
 type call struct {
 	req      *router.Request
+	token    string
 	subject  string
+	target   *target
+	own      target // if no instance was named
 	server   string
 	instance string // "" until known
 	started  time.Time
 	opens    bool // its caller waits to hear that the stream is open
+	stream   bool // ends only when one side ends it
 
-	mu     sync.Mutex
-	frames []*nats.Msg
-	bytes  int
-	heard  time.Time // the last frame; zero = none yet
-	kept   time.Time // the last "keep" sent
-	lost   error     // why no more frames will come
-	wake   chan struct{}
+	mu      sync.Mutex
+	frames  []*nats.Msg
+	bytes   int
+	heard   time.Time // the last frame; zero = none yet
+	answers bool      // whoever has it answers probes
+	kept    time.Time // the last "keep" sent
+	lost    error     // why no more frames will come
+	wake    chan struct{}
 }
 
 func (k *call) push(msg *nats.Msg, now time.Time) {
@@ -186,9 +214,13 @@ func (c *Client) onFrame(msg *nats.Msg) {
 	c.mu.Lock()
 	k := c.pending[token]
 	c.mu.Unlock()
-	if k != nil {
-		k.push(msg, time.Now())
+	if k == nil {
+		c.onProbed(token, msg)
+		return
 	}
+	now := time.Now()
+	k.target.heard.Store(int64(now.Sub(c.began)))
+	k.push(msg, now)
 }
 
 // Serve sends req and passes on what comes back. See router.Handler.
@@ -198,15 +230,12 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 	if err != nil {
 		return nil, err
 	}
-	k := &call{req: req, subject: msg.Subject, server: req.Server, instance: req.Instance, started: time.Now(), opens: req.Op == router.OpListen, wake: make(chan struct{}, 1)}
-	c.mu.Lock()
-	c.pending[token] = k
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.pending, token)
-		c.mu.Unlock()
-	}()
+	k := &call{req: req, token: token, subject: msg.Subject, server: req.Server, instance: req.Instance, started: time.Now(), opens: req.Op == router.OpListen, wake: make(chan struct{}, 1)}
+	k.stream = k.opens || req.Method() == "subscriptions/listen"
+	if err := c.enter(k); err != nil {
+		return nil, err
+	}
+	defer c.leave(k)
 	if err := c.nc.PublishMsg(msg); err != nil {
 		return nil, publishError(req, len(msg.Data), err)
 	}
@@ -218,6 +247,31 @@ func (c *Client) Serve(ctx context.Context, req *router.Request, out router.Stre
 		c.control(req.Server, c.prefix+token, controlCancel)
 	}
 	return reply, err
+}
+
+// enter notes a call in flight. It fails if the call's instance hangs.
+func (c *Client) enter(k *call) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k.target = &k.own
+	if k.instance == "" {
+		k.own.server = k.server
+	} else {
+		k.target = c.targetOf(place{k.server, k.instance})
+		if err := k.target.hangs(c.since()); err != nil {
+			return err
+		}
+	}
+	k.target.calls++
+	c.pending[k.token] = k
+	return nil
+}
+
+func (c *Client) leave(k *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k.target.calls--
+	delete(c.pending, k.token)
 }
 
 // overError is an error after which there is nothing to cancel.
@@ -260,7 +314,7 @@ func (c *Client) receive(ctx context.Context, k *call, req *router.Request, out 
 				return nil, err
 			}
 		case frameErr:
-			if e := notTaken(msg); e != nil && !began {
+			if e := fabricError(msg); e != nil && (!began || e.Code == router.CodeOutcomeUnknown) {
 				return nil, overError{e}
 			}
 			return decodeReply(msg), nil
@@ -317,14 +371,20 @@ func (c *Client) onGone(msg *nats.Msg) {
 // Lost fails the requests in flight to an instance that is known to be gone, so
 // that their callers need not wait for silence to tell.
 func (c *Client) Lost(server, instance string) {
-	c.failAll(func(k *call) bool {
+	c.mu.Lock()
+	if t := c.targets[place{server, instance}]; t != nil {
+		t.silent = 0 // whoever comes back under that name is another
+	}
+	c.mu.Unlock()
+	c.giveUp(func(k *call) bool {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return k.server == server && k.instance == instance
-	}, "instance "+instance+" of "+server+" died while it worked on this call")
+	}, func(*call) string { return "it died, or lost its connection, while it worked on this call" })
 }
 
-func (c *Client) failAll(which func(*call) bool, why string) {
+// giveUp fails calls whose outcome nobody will tell, and says why.
+func (c *Client) giveUp(which func(*call) bool, why func(*call) string) {
 	c.mu.Lock()
 	var hit []*call
 	for _, k := range c.pending {
@@ -334,7 +394,7 @@ func (c *Client) failAll(which func(*call) bool, why string) {
 	}
 	c.mu.Unlock()
 	for _, k := range hit {
-		k.fail(router.Errorf(router.ErrOutcomeUnknown, "outcome unknown: %s; it may or may not have been executed", why))
+		k.fail(k.unknown(why(k)))
 	}
 }
 
@@ -344,12 +404,16 @@ func (c *Client) watch() {
 	defer close(c.done)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	patrol := time.NewTicker(patrolEvery)
+	defer patrol.Stop()
 	for {
 		select {
 		case <-c.stop:
 			return
 		case now := <-tick.C:
 			c.sweep(now)
+		case <-patrol.C:
+			c.patrol()
 		}
 	}
 }
@@ -372,13 +436,19 @@ func (c *Client) sweep(now time.Time) {
 			k.kept = now
 			keep, servers = append(keep, token), append(servers, k.server)
 		}
+		c.suspect(k, now.Sub(last))
 		k.mu.Unlock()
+	}
+	for p, t := range c.targets {
+		if t.calls == 0 && t.silent == 0 && t.doubt == nil && c.since()-time.Duration(t.heard.Load()) > forgetAfter {
+			delete(c.targets, p)
+		}
 	}
 	c.mu.Unlock()
 	for i, token := range keep {
 		c.control(servers[i], c.prefix+token, controlKeep)
 	}
 	for _, k := range silent {
-		k.fail(router.Errorf(router.ErrOutcomeUnknown, "outcome unknown: %s has not been heard of for %s; the call may or may not have been executed", k.server, SilentAfter))
+		k.fail(k.unknown("nothing was heard of the call for " + SilentAfter.String()))
 	}
 }

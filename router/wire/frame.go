@@ -43,6 +43,8 @@ const (
 const (
 	controlCancel = "cancel"
 	controlKeep   = "keep"
+	controlProbe  = "probe"
+	controlAgain  = "again" // on a probe: the one before was not answered
 )
 
 // encodeRequest builds the NATS message of req. token names it on the control
@@ -256,6 +258,7 @@ const (
 	ControlNone   Control = iota // not a control message this version knows
 	ControlCancel                // stop working on it
 	ControlKeep                  // the caller is still there
+	ControlProbe                 // say alive now, on the reply subject
 )
 
 // DecodeControl returns the request token and what is asked of it.
@@ -266,16 +269,28 @@ func DecodeControl(msg *nats.Msg) (token string, c Control) {
 		return token, ControlCancel
 	case controlKeep:
 		return token, ControlKeep
+	case controlProbe:
+		return token, ControlProbe
 	}
 	return token, ControlNone
 }
 
-// notTaken returns the error of an "err" frame with which an instance says that
-// it executed nothing and another may: it drains, is full, or does not have the
-// session. Else nil: what was said is for the client.
-func notTaken(msg *nats.Msg) *router.Error {
+// IsProbe reports whether a message asks an instance only whether it is there,
+// and whether it has been asked before in vain: then others may have its sessions.
+func IsProbe(msg *nats.Msg) (is, again bool) {
+	if !strings.HasSuffix(msg.Subject, "."+tokenProbe) { // no name is encoded so
+		return false, false
+	}
+	return true, msg.Header.Get(hdrControl) == controlAgain
+}
+
+// fabricError returns the error of an "err" frame that is not for the client
+// yet: the instance executed nothing, since it drains, is full or does not have
+// the session, and another may; or it does not know the outcome, and the call may be one to be sent again.
+// Else nil: what was said is for the client.
+func fabricError(msg *nats.Msg) *router.Error {
 	switch msg.Header.Get(hdrStatus) {
-	case "503", "429", "421": // of the errors below; others are not decoded
+	case "503", "429", "421", "":
 	default:
 		return nil
 	}
@@ -295,6 +310,8 @@ func notTaken(msg *nats.Msg) *router.Error {
 		kind = router.ErrOverloaded
 	case router.CodeMoved:
 		kind = router.ErrMoved
+	case router.CodeOutcomeUnknown:
+		kind = router.ErrOutcomeUnknown
 	case router.CodeUnavailable:
 	default:
 		return nil

@@ -13,8 +13,8 @@ import (
 	"ripstop/router/wire"
 )
 
-// What an instance did not take is an error to whoever sent it there, for it may
-// go elsewhere; all else is the client's answer.
+// What an instance did not take, or perhaps did not finish, is an error to whoever
+// sent it there, for it may go elsewhere; all else is the client's answer.
 func TestNotTaken(t *testing.T) {
 	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true})
 	if err != nil {
@@ -46,7 +46,7 @@ func TestNotTaken(t *testing.T) {
 		{router.Moved("s", "abcdefghij", 7), false},
 		{router.Errorf(router.ErrUnavailable, "drains"), false},
 		{router.Errorf(router.ErrOverloaded, "full"), false},
-		{router.Errorf(router.ErrOutcomeUnknown, "died"), true},
+		{router.Errorf(router.ErrOutcomeUnknown, "died"), false}, // who sends it again is for the sender to say
 		{router.Errorf(router.ErrSessionNotFound, "ended"), true},
 	} {
 		sub, err := nc.Subscribe(wire.InstanceSubject("demo", "aaaaaaaaaa"), func(msg *nats.Msg) {

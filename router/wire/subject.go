@@ -27,6 +27,7 @@ const (
 	tokenResponse = "_response" // the client's answer to a server's request
 	tokenListen   = "_listen"   // the legacy session's own stream
 	tokenEnd      = "_end"      // end the legacy session
+	tokenProbe    = "_probe"    // is the instance there?
 )
 
 // maxToken is the longest name that stands in a subject as itself, in bytes of
@@ -141,6 +142,11 @@ func ServerSubject(server string) string { return prefixRequest + server + ".>" 
 // InstanceSubject is what one instance subscribes to.
 func InstanceSubject(server, instance string) string {
 	return prefixInstance + server + "." + instance + ".>"
+}
+
+// ProbeSubject is where an instance is asked whether it is there.
+func ProbeSubject(server, instance string) string {
+	return prefixInstance + server + "." + instance + "." + tokenProbe
 }
 
 // ControlSubject carries control messages of the request that token names; "*"

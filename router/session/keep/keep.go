@@ -34,6 +34,10 @@ type Options struct {
 	// avoid; nil = none is there.
 	Pick func(server, avoid string) *kv.Instance
 
+	// Silent says whether an instance hangs: it does not answer when asked. It may
+	// take a moment; nil = none does.
+	Silent func(ctx context.Context, server, instance string) bool
+
 	// Writable says whether the bucket can be written, as far as the node knows.
 	Writable func() bool
 

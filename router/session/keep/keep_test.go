@@ -77,6 +77,7 @@ type lab struct {
 	reg   *registry
 	up    bool // whether other nodes are
 	write bool
+	hung  sync.Map // instances that do
 }
 
 func newLab(t testing.TB) *lab {
@@ -93,6 +94,10 @@ func newLab(t testing.TB) *lab {
 	l := &lab{node: n, store: store, reg: &registry{}, up: true, write: true}
 	l.Keep = keep.New(keep.Options{
 		Store: store, Registry: l.reg, Region: "local", Node: n.Name(), Pick: l.reg.pick, Logger: quiet(),
+		Silent: func(_ context.Context, _, instance string) bool {
+			_, hangs := l.hung.Load(instance)
+			return hangs
+		},
 		Writable: func() bool { return l.write }, NodeUp: func(string) bool { return l.up },
 	})
 	t.Cleanup(func() { l.Close(); store.Close() })
@@ -138,6 +143,35 @@ func TestOneMoverWins(t *testing.T) {
 	}
 	if r, err := l.store.Get(t.Context(), "one"); err != nil || r.Epoch != 2 {
 		t.Errorf("the bucket has epoch %d, %v", r.Epoch, err)
+	}
+}
+
+// TestAnOwnerThatHangs stands in the registry, and loses its session all the same;
+// one that answers keeps it.
+func TestAnOwnerThatHangs(t *testing.T) {
+	l := newLab(t)
+	l.reg.set("a", "b", "c")
+	l.open(t, "one", "a")
+	if r, err := l.Locate(t.Context(), "s", "one", "a", 1); err != nil || r.Instance != "a" || r.Epoch != 1 {
+		t.Errorf("its owner answers, and it is at %s under epoch %d, %v", r.Instance, r.Epoch, err)
+	}
+	l.hung.Store("a", true)
+	if r, err := l.Locate(t.Context(), "s", "one", "", 1); err != nil || r.Instance != "a" {
+		t.Errorf("nobody has found it silent, and it is at %s, %v", r.Instance, err)
+	}
+	began := time.Now()
+	if r, err := l.Locate(t.Context(), "s", "one", "a", 1); err != nil || r.Instance != "b" || r.Epoch != 2 || r.Cause != "instance hung" {
+		t.Errorf("it is at %s under epoch %d, cause %q, %v", r.Instance, r.Epoch, r.Cause, err)
+	}
+	if took := time.Since(began); took > 250*time.Millisecond {
+		t.Errorf("that took %s", took)
+	}
+	// Where all hang, it waits for one to answer.
+	l.hung.Store("b", true)
+	l.reg.set("a", "b")
+	time.AfterFunc(500*time.Millisecond, func() { l.hung.Delete("b") })
+	if r, err := l.Locate(t.Context(), "s", "one", "b", 2); err != nil || r.Instance != "b" || r.Epoch != 2 {
+		t.Errorf("it is at %s under epoch %d, %v", r.Instance, r.Epoch, err)
 	}
 }
 

@@ -37,17 +37,29 @@ func (k *Keep) Locate(ctx context.Context, server, id, avoid string, epoch uint6
 		}
 	}
 	graced := uint64(0) // the epoch whose owner had its time
+	asked := uint64(0)  // the epoch whose owner was asked whether it hangs
 	for {
+		there := k.there(&r)
 		switch {
 		case r.Server != server: // nothing of it is for an agent of another server
 			return sessions.Record{}, notFound(server, id, kv.ErrNotFound)
-		case k.there(&r) && (r.Instance != avoid || r.Epoch > epoch || graced == r.Epoch):
+		case there && r.Instance == avoid && r.Epoch <= epoch && asked != r.Epoch:
+			asked = r.Epoch
+			if !k.silent(ctx, r.Server, r.Instance) {
+				continue
+			}
+			next, err := k.move(ctx, r, causeHung)
+			if err == nil || !errors.Is(err, errAgain) {
+				return next, err
+			}
+			asked = 0
+		case there && (r.Instance != avoid || r.Epoch > epoch || graced == r.Epoch):
 			return r, nil
 		case graced != r.Epoch:
 			k.grace(ctx, &r, avoid)
 			graced = r.Epoch
 		default:
-			next, err := k.move(ctx, r)
+			next, err := k.move(ctx, r, k.cause(&r))
 			if err == nil || !errors.Is(err, errAgain) {
 				return next, err
 			}
@@ -108,18 +120,47 @@ func (k *Keep) grace(ctx context.Context, r *sessions.Record, avoid string) {
 	}
 }
 
-// Causes of moves.
+// Causes of moves that nobody wished.
 const (
 	causeInstance = "instance gone"
 	causeNode     = "node gone"
+	causeHung     = "instance hung"
 )
 
 // errAgain: the record has changed; look at it again.
 var errAgain = errors.New("the session's record has changed")
 
+func (k *Keep) cause(r *sessions.Record) string {
+	if !k.opts.NodeUp(r.Node) {
+		return causeNode
+	}
+	return causeInstance
+}
+
+func (k *Keep) silent(ctx context.Context, server, instance string) bool {
+	return k.opts.Silent != nil && k.opts.Silent(ctx, server, instance)
+}
+
+// pickTries bounds the instances looked at for a session: a node that hangs may
+// have several.
+const pickTries = 4
+
+// pick chooses an instance that answers. It returns nil if there is none, and
+// whether it has found some that hang.
+func (k *Keep) pick(ctx context.Context, r *sessions.Record) (to *kv.Instance, hung bool) {
+	for range pickTries {
+		to := k.opts.Pick(r.Server, r.Instance)
+		if to == nil || !k.silent(ctx, to.Server, to.Instance) {
+			return to, hung
+		}
+		hung = true
+	}
+	return nil, hung
+}
+
 // move gives a session whose owner is gone to another instance, or ends it if
 // that is its server's wish.
-func (k *Keep) move(ctx context.Context, r sessions.Record) (sessions.Record, error) {
+func (k *Keep) move(ctx context.Context, r sessions.Record, cause string) (sessions.Record, error) {
 	if r.OnMove == sessions.OnMoveEnd {
 		if err := k.store.End(ctx, r.ID, r.Rev); errors.Is(err, kv.ErrConflict) {
 			return r, errAgain
@@ -129,13 +170,10 @@ func (k *Keep) move(ctx context.Context, r sessions.Record) (sessions.Record, er
 		k.log.Info("session ended with its instance", "session", r.ID, "server", r.Server, "instance", r.Instance)
 		return r, router.Errorf(router.ErrSessionNotFound, "session %.64s of %q ended with its instance, which kept its state; send initialize to open another", r.ID, r.Server)
 	}
-	to := k.opts.Pick(r.Server, r.Instance)
+	news := k.changed()
+	to, hung := k.pick(ctx, &r)
 	if to == nil {
-		return r, k.await(ctx, &r)
-	}
-	cause := causeInstance
-	if !k.opts.NodeUp(r.Node) {
-		cause = causeNode
+		return r, k.await(ctx, &r, news, hung)
 	}
 	next, err := k.moveTo(ctx, r, to, cause)
 	switch {
@@ -147,17 +185,24 @@ func (k *Keep) move(ctx context.Context, r sessions.Record) (sessions.Record, er
 	return next, nil
 }
 
+// awaitHung is how long is waited for an instance that hangs to answer again.
+const awaitHung = 250 * time.Millisecond
+
 // await waits until something changes, since no instance can take the session.
-func (k *Keep) await(ctx context.Context, r *sessions.Record) error {
-	news := k.changed()
-	if k.opts.Pick(r.Server, "") != nil {
-		return errAgain
+func (k *Keep) await(ctx context.Context, r *sessions.Record, news <-chan struct{}, hung bool) error {
+	var again <-chan time.Time
+	if hung || r.Instance != "" && k.there(r) { // of what hangs there is no news
+		t := time.NewTimer(awaitHung)
+		defer t.Stop()
+		again = t.C
 	}
 	select {
 	case <-news:
 		return errAgain
+	case <-again:
+		return errAgain
 	case <-ctx.Done():
-		return router.Errorf(router.ErrUnavailable, "server %q has no instance now; session %.64s goes on when one is attached; nothing was executed", r.Server, r.ID)
+		return router.Errorf(router.ErrUnavailable, "server %q has no instance that answers now; session %.64s goes on when one does; nothing was executed", r.Server, r.ID)
 	}
 }
 
