@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,4 +130,55 @@ func TestSessionsCLI(t *testing.T) {
 	body, _ = n.tool(t, "demo", demo, "recall", `{"key":"k"}`)
 	has(t, body, `"value":"v"`, "ripstop/reinitialized")
 	n.cli(t, "session", "end", demo).ok(t)
+}
+
+// TestLimits: a server that has all the sessions or calls it may have says so.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "mcp.json")
+	content := `{"mcpServers":{"few":{"command":` + strconv.Quote(everything(t)) + `,"maxSessions":1,"maxCalls":2}}}`
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := startNode(t, "--servers", file)
+	p := start(t, ripstop(t), "serve", "lim", "--nats", n.nats, "--url", n.http+"/mcp/demo", "--max-sessions", "2", "--max-calls", "1")
+	p.expect(t, "Attached as instance", 20*time.Second)
+	n.cli(t, "serve", "lim", "--url", n.http, "--max-calls", "-1").fails(t, 2, "neither may be negative")
+
+	full := func(a answer, said string) {
+		t.Helper()
+		if a.status != 429 || a.header.Get("Retry-After") == "" {
+			t.Errorf("status %d, headers %v", a.status, a.header)
+		}
+		has(t, a.body, `"code":-32014`, said)
+	}
+	n.session(t, "few")
+	full(n.do(t, "POST", "/mcp/few", initialize), "sessions")
+	id := n.session(t, "lim")
+	other := n.session(t, "lim")
+	full(n.do(t, "POST", "/mcp/lim", initialize), "2 sessions, its limit")
+	if a := n.do(t, "DELETE", "/mcp/lim", "", "Mcp-Session-Id", other); a.status/100 != 2 {
+		t.Errorf("end: %d %s", a.status, a.body)
+	}
+	n.session(t, "lim") // there is room again
+
+	done := make(chan answer, 1)
+	go func() {
+		done <- n.do(t, "POST", "/mcp/lim", callBody(1, "count", `{"to":4,"delay_ms":500}`), "Mcp-Session-Id", id)
+	}()
+	eventually(t, 10*time.Second, func() string {
+		if d := decode[inUse](t, n.cli(t, "session", "show", id, "-o", "json").ok(t).out); d.Use.InFlight != 1 {
+			return "the call is not in flight"
+		}
+		return ""
+	})
+	full(n.do(t, "POST", "/mcp/lim", callBody(2, "echo", `{"text":"x"}`), "Mcp-Session-Id", id), "1 calls in flight, its limit")
+	has(t, (<-done).body, `"counted":4`)
+	n.tool(t, "lim", id, "echo", `{"text":"x"}`)
+}
+
+type inUse struct {
+	Use struct {
+		InFlight int `json:"in_flight"`
+	} `json:"use"`
 }

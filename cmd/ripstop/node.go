@@ -196,7 +196,7 @@ func (n *node) attachOwn() error {
 		if err != nil {
 			return fmt.Errorf("attach demo: %w", err)
 		}
-		if _, err := n.host("demo", id, "go", "", b); err != nil {
+		if _, err := n.host(servers.Spec{Name: "demo"}, id, "go", b); err != nil {
 			return err
 		}
 	}
@@ -205,7 +205,7 @@ func (n *node) attachOwn() error {
 		Instance: id, Handler: n.router, Servers: n.members, Watch: n.watchMembers,
 		IdleTimeout: n.settings.SessionIdle, Version: buildVersion(), Logger: n.log,
 	})
-	if _, err := n.host(allServers, id, "go", "", all); err != nil {
+	if _, err := n.host(servers.Spec{Name: allServers}, id, "go", all); err != nil {
 		return err
 	}
 	if n.settings.Servers == "" {
@@ -252,17 +252,17 @@ func (n *node) attachSpec(s servers.Spec) (servers.Attached, error) {
 		for k, v := range s.Headers {
 			h.Set(k, v)
 		}
-		b, err := upstream.New(upstream.Options{Instance: id, URL: s.URL, Header: h, IdleTimeout: 2 * n.settings.SessionIdle, Logger: n.log})
+		b, err := upstream.New(upstream.Options{Instance: id, URL: s.URL, Header: h, IdleTimeout: 2 * n.settings.SessionIdle, MaxSessions: s.MaxSessions, Logger: n.log})
 		if err != nil {
 			return nil, err
 		}
-		return n.host(s.Name, id, "http", s.OnMove, n.bothEras(s, id, b))
+		return n.host(s, id, "http", n.bothEras(s, id, b))
 	}
-	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: 2 * n.settings.SessionIdle, EndWithProcess: true, Logger: n.log.With("server", s.Name)})
+	b, err := stdio.New(stdio.Options{Instance: id, Command: s.Command, Env: s.Env, Dir: s.Dir, Shared: s.Shared, IdleTimeout: 2 * n.settings.SessionIdle, EndWithProcess: true, MaxSessions: s.MaxSessions, Logger: n.log.With("server", s.Name)})
 	if err != nil {
 		return nil, err
 	}
-	return n.host(s.Name, id, "stdio", s.OnMove, n.bothEras(s, id, b))
+	return n.host(s, id, "stdio", n.bothEras(s, id, b))
 }
 
 // bothEras gives a server the era that it lacks. Where each client has a process
@@ -291,14 +291,15 @@ func (h *hosted) Close(ctx context.Context) error {
 
 // host attaches a backend to this node. Each has a connection of its own, so
 // that nats-server tells their traffic apart.
-func (n *node) host(server, instance, transport, onMove string, b router.Backend) (*hosted, error) {
-	nc, err := n.fabric.Connect(server + "/" + instance)
+func (n *node) host(s servers.Spec, instance, transport string, b router.Backend) (*hosted, error) {
+	nc, err := n.fabric.Connect(s.Name + "/" + instance)
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	a, err := agent.Attach(agent.Options{
-		Server: server, Instance: instance, Transport: transport, Backend: b, Conn: nc, Relay: n.client,
-		Keeper: n.keep, Events: n.events, OnMove: onMove, Idle: n.settings.SessionIdle,
+		Server: s.Name, Instance: instance, Transport: transport, Backend: b, Conn: nc, Relay: n.client,
+		Keeper: n.keep, Events: n.events, OnMove: s.OnMove, Idle: n.settings.SessionIdle,
+		MaxSessions: s.MaxSessions, MaxInFlight: s.MaxCalls,
 		Software: buildVersion(), Logger: n.log,
 	})
 	if err != nil {

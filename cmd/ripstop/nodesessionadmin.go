@@ -241,11 +241,12 @@ func (d sessionDesk) End(ctx context.Context, id string) (admin.Session, error) 
 	if err != nil {
 		return admin.Session{}, err
 	}
-	look := d.look()
+	look, was := d.look(), r
 	gone := look.session(&r)
 	if d.n.keep.There(&r) {
 		_, err = d.n.router.Serve(ctx, &router.Request{Op: router.OpEnd, Server: r.Server, Session: id, Version: r.Version}, router.Discard)
 		if err == nil || errors.Is(err, router.ErrSessionNotFound) {
+			d.n.keep.Ended(&was)
 			d.n.log.Info("session ended by an operator", "session", id, "server", r.Server)
 			return gone, nil
 		}
@@ -257,6 +258,7 @@ func (d sessionDesk) End(ctx context.Context, id string) (admin.Session, error) 
 	if err := d.n.keep.End(ctx, r.Server, id, r.Epoch); err != nil {
 		return gone, sessionError(id, err)
 	}
+	d.n.keep.Ended(&was)
 	d.n.log.Info("session ended by an operator", "session", id, "server", r.Server)
 	return gone, nil
 }

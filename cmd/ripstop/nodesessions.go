@@ -39,6 +39,7 @@ func (n *node) openSessions() error {
 		},
 		Writable: func() bool { state, _ := n.gate(); return state == failover.GateWritable },
 		NodeUp:   n.nodeUp,
+		Tell:     n.tellOfSession,
 		Logger:   n.log,
 	})
 	n.metrics.MustRegister(n.keep.Collector())
@@ -57,6 +58,19 @@ func (n *node) serveSessions() error {
 		n.keep.Clean(n.ctx, keep.CleanOptions{Every: n.settings.SessionCleanup, Idle: n.settings.SessionIdle, Leads: n.leads})
 	})
 	return nil
+}
+
+// subjectEvents is where nodes say what happened; see failover/nodes.
+const subjectEvents = "ripstop.v1.events."
+
+func (n *node) tellOfSession(e keep.Event) {
+	data, err := json.Marshal(e)
+	if err == nil {
+		err = n.fabric.Fabric().Publish(subjectEvents+e.Kind, data)
+	}
+	if err != nil && n.ctx.Err() == nil {
+		n.log.Warn("event not published", "kind", e.Kind, "err", err)
+	}
 }
 
 // leads reports whether this node does what one node of the cluster should do.

@@ -31,6 +31,7 @@ type serveFlags struct {
 	idle     time.Duration
 	drain    time.Duration
 	sessions int
+	calls    int
 	scope    string
 	only     bool
 	standby  bool
@@ -76,6 +77,7 @@ Ctrl-C detaches the server, lets calls in flight finish, and exits 0.`,
 	fs.DurationVar(&f.idle, "session-idle-timeout", 30*time.Minute, "end a session that was not used for this long")
 	fs.DurationVar(&f.drain, "drain-timeout", 30*time.Second, "how long calls in flight may take to finish at the end")
 	fs.IntVar(&f.sessions, "max-sessions", 0, "sessions at once; 0 is 256 for commands and 100000 for addresses")
+	fs.IntVar(&f.calls, "max-calls", 0, "calls in flight at once; 0 is 4096")
 	fs.StringVar(&f.scope, "scope", kv.ScopeGlobal, "who knows the server: global, the whole cluster; or local, the node it is attached to")
 	fs.BoolVar(&f.only, "exclusive", false, "refuse to share NAME: one instance in the whole cluster")
 	fs.BoolVar(&f.standby, "standby", false, "with --exclusive: wait while another has NAME, and take over when it goes")
@@ -110,7 +112,7 @@ func runServe(cmd *cobra.Command, args []string, f serveFlags) error {
 		Connection: settings.connection("serve/"+name, log),
 		Server:     name, Instance: id, Transport: transport, Backend: backend, Software: buildVersion(), Drain: f.drain,
 		Scope: f.scope, Exclusive: f.only, Standby: f.standby, Fallback: f.url == "" && !f.shared, // a process of its own is what each client is promised
-		OnMove: f.onMove, Idle: f.idle, MaxSessions: f.sessions,
+		OnMove: f.onMove, Idle: f.idle, MaxSessions: f.sessions, MaxInFlight: f.calls,
 		Attached: func(id string) {
 			fmt.Fprintf(out, "Attached as instance %s. Try: ripstop tools %s\n", id, name)
 		},
@@ -140,6 +142,8 @@ func (f serveFlags) target(cmd *cobra.Command, args []string) (name string, comm
 		return "", nil, errors.New("--exclusive concerns the whole cluster; leave --scope local out")
 	case f.onMove != sessions.OnMoveReinitialize && f.onMove != sessions.OnMoveEnd:
 		return "", nil, fmt.Errorf("--on-move %q is neither %s nor %s", f.onMove, sessions.OnMoveReinitialize, sessions.OnMoveEnd)
+	case f.sessions < 0 || f.calls < 0:
+		return "", nil, fmt.Errorf("--max-sessions %d, --max-calls %d: neither may be negative", f.sessions, f.calls)
 	case f.standby && !f.only:
 		return "", nil, errors.New("--standby goes with --exclusive")
 	case len(command) > 0 && dash != 1:

@@ -70,6 +70,19 @@ func (s *Store) Pending() int {
 	return len(s.later)
 }
 
+// PendingSince returns when the oldest of them was opened; zero if there is none.
+func (s *Store) PendingSince() time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var since time.Time
+	for _, p := range s.later {
+		if t := p.want.Created; since.IsZero() || t.Before(since) {
+			since = t
+		}
+	}
+	return since
+}
+
 // updateLater changes a record that is kept for later.
 func (s *Store) updateLater(r Record) (Record, error) {
 	s.change.Lock()

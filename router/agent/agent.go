@@ -181,7 +181,7 @@ func (a *Agent) serve(ctx context.Context, req *router.Request, out router.Strea
 	n := a.inFlight.Add(1)
 	defer a.inFlight.Add(-1)
 	if n > int64(a.opts.MaxInFlight) {
-		return nil, router.Errorf(router.ErrOverloaded, "instance %s of %s has %d calls in flight, its limit; nothing was executed", a.opts.Instance, a.opts.Server, a.opts.MaxInFlight)
+		return nil, router.Errorf(router.ErrOverloaded, "instance %s of %s has %d calls in flight, its limit; nothing was executed, try again later", a.opts.Instance, a.opts.Server, n-1)
 	}
 	start := time.Now()
 	reply, err := a.backend(ctx, req, out)

@@ -106,6 +106,7 @@ type RunOptions struct {
 	OnMove      string // as in Options, as are Idle and MaxSessions
 	Idle        time.Duration
 	MaxSessions int
+	MaxInFlight int             // as in Options
 	Drain       time.Duration   // how long calls in flight may take at the end; 0 = 30 s
 	Attached    func(id string) // called once, when the instance stands in the registry; may be nil
 }
@@ -163,7 +164,7 @@ func Run(ctx context.Context, opts RunOptions) error {
 		Server: opts.Server, Instance: opts.Instance, Transport: opts.Transport, Backend: opts.Backend,
 		Conn: nc, Relay: link, Software: opts.Software, Logger: opts.Logger,
 		Scope: opts.Scope, Exclusive: opts.Exclusive, Standby: opts.Standby,
-		OnMove: opts.OnMove, Idle: opts.Idle, MaxSessions: opts.MaxSessions,
+		OnMove: opts.OnMove, Idle: opts.Idle, MaxSessions: opts.MaxSessions, MaxInFlight: opts.MaxInFlight,
 	})
 	if err != nil {
 		return errors.Join(err, opts.Backend.Close())

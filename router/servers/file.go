@@ -28,6 +28,9 @@ type Spec struct {
 	Headers map[string]string
 	Shared  bool   // one child for all sessions
 	OnMove  string // what becomes of a session whose process is gone: reinitialize (or "") or end
+
+	MaxSessions int // held at once; 0 = the default of its kind
+	MaxCalls    int // in flight at once; 0 = the agent's default
 }
 
 // entry is what a file holds under a server's key. Desktop clients add keys of
@@ -43,6 +46,9 @@ type entry struct {
 	Disabled bool              `json:"disabled"`
 	Shared   bool              `json:"shared"`
 	OnMove   string            `json:"onMove"`
+
+	MaxSessions int `json:"maxSessions"`
+	MaxCalls    int `json:"maxCalls"`
 }
 
 // Load reads the file at path. Any entry that says nothing usable fails the
@@ -105,12 +111,15 @@ func parseEntry(key string, raw json.RawMessage, env func(string) (string, bool)
 	if e.Disabled {
 		return Spec{}, true, nil
 	}
-	spec := Spec{Key: key, Name: router.ServerName(key), Shared: e.Shared, OnMove: e.OnMove}
+	spec := Spec{Key: key, Name: router.ServerName(key), Shared: e.Shared, OnMove: e.OnMove, MaxSessions: e.MaxSessions, MaxCalls: e.MaxCalls}
 	if spec.Name == "" {
 		return spec, false, errors.New("no letter or digit in its name")
 	}
 	if m := spec.OnMove; m != "" && m != sessions.OnMoveReinitialize && m != sessions.OnMoveEnd {
 		return spec, false, fmt.Errorf("\"onMove\" is %q, neither %q nor %q", m, sessions.OnMoveReinitialize, sessions.OnMoveEnd)
+	}
+	if spec.MaxSessions < 0 || spec.MaxCalls < 0 {
+		return spec, false, fmt.Errorf("\"maxSessions\" is %d, \"maxCalls\" %d: neither may be negative", spec.MaxSessions, spec.MaxCalls)
 	}
 	x := expander{env: env}
 	switch {

@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 		"files":{"command":"npx","args":["-y","${HOME}/x","${NONE:-d}"],"env":{"B":"2","A":"${env:KEY}"},"cwd":"/tmp"},
 		"My Server.v2":{"type":"http","url":"https://example.com/mcp","headers":{"Authorization":"Bearer ${KEY}"}},
 		"off":{"command":"x","disabled":true},
-		"one":{"command":"y","shared":true,"alwaysAllow":["a"]}}}`), env)
+		"one":{"command":"y","shared":true,"maxSessions":3,"maxCalls":4,"alwaysAllow":["a"]}}}`), env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,8 +44,8 @@ func TestParse(t *testing.T) {
 	if h := byName["My-Server-v2"]; h.URL != "https://example.com/mcp" || h.Headers["Authorization"] != "Bearer k1" {
 		t.Errorf("http = %+v", h)
 	}
-	if !byName["one"].Shared {
-		t.Error("shared is lost")
+	if one := byName["one"]; !one.Shared || one.MaxSessions != 3 || one.MaxCalls != 4 {
+		t.Errorf("one = %+v", one)
 	}
 }
 
@@ -55,6 +55,7 @@ func TestParseRefuses(t *testing.T) {
 		`{}`:                      "mcpServers",
 		"{\n// c\n}":              "comments",
 		`{"mcpServers":{"a":{}}}`: "neither",
+		`{"mcpServers":{"a":{"command":"x","maxCalls":-1}}}`:           "negative",
 		`{"mcpServers":{"a":{"command":"x","url":"http://h"}}}`:        "both",
 		`{"mcpServers":{"a":{"url":"ftp://h"}}}`:                       "http://HOST",
 		`{"mcpServers":{"a":{"type":"sse","url":"http://h/sse"}}}`:     "sse",

@@ -147,7 +147,7 @@ func (l *Layer) lookup(id string) (*session, error) {
 }
 
 func (l *Layer) errFull() error {
-	return router.Errorf(router.ErrOverloaded, "instance %s of %q holds %d sessions, its limit; nothing was executed", l.opts.Instance, l.opts.Server, l.opts.MaxSessions)
+	return router.Errorf(router.ErrOverloaded, "instance %s of %q holds %d sessions, its limit; nothing was executed, try again later", l.opts.Instance, l.opts.Server, l.opts.MaxSessions)
 }
 
 func (l *Layer) remove(s *session) {

@@ -57,6 +57,7 @@ func (k *Keep) clean(ctx context.Context, opts CleanOptions, gone map[string]tim
 	for _, r := range orphans {
 		if err := k.store.End(ctx, r.ID, r.Rev); err == nil {
 			k.stats.cleaned.WithLabelValues("orphan").Inc()
+			k.tell(EventEnded, &r, nil, causeIdle)
 			k.log.Info("session ended: its instance is gone and nobody has asked for it", "session", r.ID, "server", r.Server, "instance", r.Instance)
 		}
 	}

@@ -44,6 +44,10 @@ type Options struct {
 	// NodeUp says whether a node is up, as far as this one knows.
 	NodeUp func(name string) bool
 
+	// Tell is called with what became of sessions, not more often than is
+	// bearable; nil = nobody wants to know. It must not block.
+	Tell func(Event)
+
 	Logger *slog.Logger
 }
 
@@ -56,10 +60,11 @@ type Registry interface {
 // Keep keeps the records of sessions for the agents of a node. It is safe for
 // concurrent use.
 type Keep struct {
-	opts  Options
-	log   *slog.Logger
-	store *sessions.Store
-	stats stats
+	opts    Options
+	log     *slog.Logger
+	store   *sessions.Store
+	stats   stats
+	notices notices
 
 	stop []func()
 

@@ -80,7 +80,9 @@ type lab struct {
 	hung  sync.Map // instances that do
 }
 
-func newLab(t testing.TB) *lab {
+func newLab(t testing.TB) *lab { return newLabWith(t, func(*keep.Options) {}) }
+
+func newLabWith(t testing.TB, change func(*keep.Options)) *lab {
 	t.Helper()
 	n, err := fabric.Open(t.Context(), fabric.Options{Addr: "127.0.0.1:0", DataDir: t.TempDir(), Logger: quiet()})
 	if err != nil {
@@ -92,14 +94,16 @@ func newLab(t testing.TB) *lab {
 		t.Fatal(err)
 	}
 	l := &lab{node: n, store: store, reg: &registry{}, up: true, write: true}
-	l.Keep = keep.New(keep.Options{
+	opts := keep.Options{
 		Store: store, Registry: l.reg, Region: "local", Node: n.Name(), Pick: l.reg.pick, Logger: quiet(),
 		Silent: func(_ context.Context, _, instance string) bool {
 			_, hangs := l.hung.Load(instance)
 			return hangs
 		},
 		Writable: func() bool { return l.write }, NodeUp: func(string) bool { return l.up },
-	})
+	}
+	change(&opts)
+	l.Keep = keep.New(opts)
 	t.Cleanup(func() { l.Close(); store.Close() })
 	return l
 }

@@ -167,6 +167,8 @@ func (k *Keep) move(ctx context.Context, r sessions.Record, cause string) (sessi
 		} else if err != nil {
 			return r, cantMove(&r, err)
 		}
+		k.stats.cleaned.WithLabelValues("on_move").Inc()
+		k.tell(EventEnded, &r, nil, causeOnMove)
 		k.log.Info("session ended with its instance", "session", r.ID, "server", r.Server, "instance", r.Instance)
 		return r, router.Errorf(router.ErrSessionNotFound, "session %.64s of %q ended with its instance, which kept its state; send initialize to open another", r.ID, r.Server)
 	}

@@ -9,6 +9,11 @@ import (
 	"ripstop/router"
 )
 
+const (
+	causeDrain    = "drain"
+	causeReleased = "released" // for a reason of its own
+)
+
 // Hand gives a session that its owner has released to another instance. If
 // there is none now, the session waits for one.
 func (k *Keep) Hand(ctx context.Context, server, id, from string, epoch uint64, cause string) (sessions.Record, error) {
@@ -18,6 +23,9 @@ func (k *Keep) Hand(ctx context.Context, server, id, from string, epoch uint64, 
 		return r, err
 	case r.Instance != from || r.Epoch != epoch:
 		return r, nil // somebody was faster
+	}
+	if cause != causeDrain { // a label of metrics is not for agents to invent
+		cause = causeReleased
 	}
 	return k.moveTo(ctx, r, k.opts.Pick(server, from), cause)
 }
@@ -83,6 +91,7 @@ func (k *Keep) moveTo(ctx context.Context, r sessions.Record, to *kv.Instance, c
 		return r, err
 	}
 	k.stats.moved(cause, time.Since(began))
+	k.tell(EventMoved, &r, &next, cause)
 	k.log.Info("session moved", "session", r.ID, "server", r.Server, "from", r.Instance, "to", next.Instance, "node", next.Node, "epoch", next.Epoch, "cause", cause)
 	return next, nil
 }
