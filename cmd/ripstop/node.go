@@ -70,6 +70,7 @@ type node struct {
 	httpURL       string
 
 	lag      replicaLag
+	joined   atomic.Bool // every node that was connected was used, and some have been since
 	working  workingNodes
 	draining atomic.Bool
 	metPeers atomic.Bool // another node of the cluster was reached

@@ -86,20 +86,37 @@ func (n *node) catchingUp() string {
 	case n.fabric.Clustered() && n.registrar.Pending() > 0:
 		return "not all registrations of this node are in the bucket"
 	}
+	return n.unused()
+}
+
+// unused names a node that is connected and not used yet, if this node is why:
+// it has just started, or all the others were down to it. Else the newcomer says
+// of itself that it is not ready. If every node said so, a load balancer would
+// have none left whenever one starts.
+func (n *node) unused() string {
 	routes, w := n.fabric.Routes(), n.nodes.Load()
-	if routes == nil || w == nil {
+	if routes == nil || w == nil || n.joined.Load() {
 		return ""
 	}
-	up := map[string]bool{}
-	for _, s := range w.View() {
-		up[s.Name] = s.State == failover.Up
-	}
+	up := usedNodes(w.View())
 	for _, p := range routes.Peers() {
 		if !up[p.Name] && time.Since(p.Since) < newRoute {
 			return "node " + p.Name + " has a route and is not used yet"
 		}
 	}
+	n.joined.Store(len(up) > 0)
 	return ""
+}
+
+// usedNodes are the others that are up.
+func usedNodes(view []failover.NodeState) map[string]bool {
+	up := map[string]bool{}
+	for _, s := range view {
+		if !s.Self && s.State == failover.Up {
+			up[s.Name] = true
+		}
+	}
+	return up
 }
 
 // gateCollector says in which state the write gate is, as one series a state.

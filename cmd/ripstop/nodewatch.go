@@ -63,7 +63,11 @@ func (n *node) onNode(e failover.Event, wake chan<- struct{}) {
 		n.registry.NodeBack(e.Node)
 		n.registry.Resync()
 	}
-	n.working.learn(n.nodes.Load().View())
+	view := n.nodes.Load().View()
+	n.working.learn(view)
+	if len(usedNodes(view)) == 0 {
+		n.joined.Store(false)
+	}
 	select {
 	case wake <- struct{}{}:
 	default:
