@@ -84,14 +84,21 @@ var (
 // conformance runs a suite and returns its lines, one a scenario, and its total.
 func conformance(t testing.TB, pkg, url string, args []string) (lines, total, output string) {
 	t.Helper()
-	dir, nodejs := peers(t)
-	full := append([]string{filepath.Join(dir, "node_modules", pkg, "dist/index.js"), "server", "--url", url, "-o", t.TempDir()}, args...)
+	nodejs, full, _ := suiteCommand(t, pkg, url, args)
 	r := run(t, 3*time.Minute, "", nodejs, full...)
 	m := totalLine.FindStringSubmatch(r.out + r.err)
 	if m == nil {
 		t.Fatalf("no total in\n%s%s", r.out, r.err)
 	}
 	return strings.Join(scenarioLine.FindAllString(r.out+r.err, -1), "\n"), m[1], r.out + r.err
+}
+
+// suiteCommand is how a suite is run, and where it puts its results.
+func suiteCommand(t testing.TB, pkg, url string, args []string) (nodejs string, full []string, results string) {
+	t.Helper()
+	dir, nodejs := peers(t)
+	results = t.TempDir()
+	return nodejs, append([]string{filepath.Join(dir, "node_modules", pkg, "dist/index.js"), "server", "--url", url, "-o", results}, args...), results
 }
 
 // TestConformance: through the fabric the suites give what they give directly.
