@@ -13,7 +13,8 @@ import (
 )
 
 // table holds the calls that came over NATS: to cancel them, to tell their
-// callers that work goes on, and to give up those whose caller is gone.
+// callers that work goes on, and to give up those whose caller is gone. A call
+// with a stream id is only let go then: the session layer goes on with it.
 type table struct {
 	a *Agent
 
@@ -31,6 +32,7 @@ type flight struct {
 	to     string // reply subject
 	frames bool
 	stream bool // ends only when one side ends it
+	lasts  bool // goes on without its caller, in the session layer
 	cancel context.CancelFunc
 	said   time.Time // the last "alive", or the start
 	kept   time.Time // the last "keep", or the start
@@ -56,7 +58,7 @@ func (t *table) enter(in *wire.Inbound, to string) (ctx context.Context, done fu
 	}
 	ctx, cancel := context.WithCancel(t.a.ctx)
 	now := time.Now()
-	f := &flight{token: in.Token, to: to, frames: in.Frames, stream: in.Op == router.OpListen || in.Method() == "subscriptions/listen", cancel: cancel, said: now, kept: now}
+	f := &flight{token: in.Token, to: to, frames: in.Frames, stream: in.Op == router.OpListen || in.Method() == "subscriptions/listen", lasts: in.StreamID != "", cancel: cancel, said: now, kept: now}
 	t.mu.Lock()
 	t.calls[f] = struct{}{}
 	if f.token != "" {
@@ -140,7 +142,7 @@ func (t *table) sweep() {
 			continue
 		}
 		if f.token != "" && now.Sub(f.kept) > wire.LeaseFor {
-			t.a.log.Info("call cancelled: its caller is gone", "silent", now.Sub(f.kept).Round(time.Second))
+			t.a.log.Info("the caller of a call is gone", "silent", now.Sub(f.kept).Round(time.Second), "cancelled", !f.lasts)
 			f.cancel()
 			continue
 		}

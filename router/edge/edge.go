@@ -10,9 +10,9 @@
 //
 // A client that disconnects cancels its request in the modern era, and ends
 // its stream in both. In the legacy era a disconnect is not a cancel (MCP
-// 2025-11-25, transports, "Sending Messages to the Server"): the call goes on
-// for up to 10 minutes and what it sends is dropped, without an error to the
-// server that sends it.
+// 2025-11-25, transports, "Sending Messages to the Server"): the edge lets go of
+// the call, and the session layer (router/session) keeps it going, and its
+// messages for the client to come back for.
 package edge
 
 import (
@@ -46,7 +46,6 @@ const (
 	listenGrace    = 50 * time.Millisecond // how long a GET stays undecided when the handler neither fails nor says it is open
 	firstKeepalive = 3 * time.Second       // below the shortest client timeout known (5 s)
 	keepalive      = 15 * time.Second      // below the usual 30 to 60 s of proxies
-	detachLimit    = 10 * time.Minute      // how long a legacy call outlives its client
 	abortGrace     = 2 * time.Second       // how long Shutdown waits for calls that it cancelled
 )
 

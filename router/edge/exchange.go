@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -24,8 +23,9 @@ const (
 )
 
 // exchange is one HTTP request and its answer. It is the request's
-// [router.Stream]: the answer stays undecided until either the reply is there
-// (JSON) or a message has to go out before it (a stream).
+// [router.EventStream]: the answer stays undecided until either the reply is
+// there (JSON) or a message has to go out before it (a stream). Event ids are
+// those of the handler; see events.go.
 //
 // An exchange is not reused, since a handler may hold on to its stream: a late
 // Send must fail, not reach the next client.
@@ -52,23 +52,22 @@ type exchange struct {
 
 	mu        sync.Mutex
 	streaming bool // headers of a stream are out
-	retry     bool // the next event tells how soon to reconnect
+	greets    bool // the next event tells how soon to reconnect, and where to resume if the handler has said
+	primed    bool // the client was told where to resume
 	broken    bool // a write failed
 	closed    bool // the handler returned
 	last      time.Time
-	goneAt    time.Time // when it was seen that a detached call has lost its client
 	timer     *time.Timer
 	held      [][]byte // messages of an opening
 	heldSize  int
 }
 
-var _ router.Stream = (*exchange)(nil)
+var _ router.EventStream = (*exchange)(nil)
 
 // Why an exchange's context ended, where it wasn't the client.
 var (
 	errFinished   = errors.New("request is answered")
 	errClientGone = errors.New("client is gone")
-	errAbandoned  = errors.New("client is gone for too long")
 	errDraining   = errors.New("node is draining")
 	errAborted    = errors.New("node is shutting down")
 )
@@ -99,8 +98,13 @@ func (x *exchange) id() []byte {
 	return nil
 }
 
-// detached reports whether the call goes on without its client.
-func (x *exchange) detached() bool { return x.era == eraLegacy && x.kind != listening }
+// detached reports whether the request goes on without its client: what a legacy
+// client has said counts, though it does not wait for the status, and a server
+// that is slow to start is there for its next try. Calls go on too, but that is
+// the session layer's, which can give their answers later; see StreamID.
+func (x *exchange) detached() bool {
+	return x.era == eraLegacy && (x.kind == oneway || x.kind == opening)
+}
 
 // begin registers the exchange and arms its timer. After it, end must be called.
 func (x *exchange) begin() (context.Context, error) {
@@ -168,10 +172,12 @@ func (x *exchange) gone() bool {
 	return x.broken || x.client.Err() != nil
 }
 
-// Send passes one message to the client. A legacy call whose client is gone
-// goes on as if it was there, so Send then drops the message without an error;
-// a listening or modern client's absence fails it.
-func (x *exchange) Send(ctx context.Context, msg []byte) error {
+// Send passes one message to the client.
+func (x *exchange) Send(ctx context.Context, msg []byte) error { return x.SendEvent(ctx, "", msg) }
+
+// SendEvent passes one message to the client, with its event id if it has one.
+// It fails when the client is gone.
+func (x *exchange) SendEvent(ctx context.Context, id string, msg []byte) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
@@ -181,7 +187,7 @@ func (x *exchange) Send(ctx context.Context, msg []byte) error {
 		return err
 	}
 	if x.gone() {
-		return x.lost()
+		return errClientGone
 	}
 	switch {
 	case x.kind == oneway && len(msg) == 0:
@@ -191,7 +197,9 @@ func (x *exchange) Send(ctx context.Context, msg []byte) error {
 	case x.kind == opening:
 		return x.hold(msg)
 	case len(msg) != 0:
-		return x.failed(x.event(msg))
+		return x.failed(x.event(id, msg))
+	case id != "" && x.knowsPrimes():
+		return x.failed(x.prime(id))
 	case !x.streaming:
 		return x.failed(x.comment(": ok\n\n"))
 	}
@@ -210,28 +218,17 @@ func (x *exchange) hold(msg []byte) error {
 	return nil
 }
 
-// lost is what a Send to a client that is gone returns.
-func (x *exchange) lost() error {
-	if x.detached() {
-		return nil
-	}
-	return errClientGone
-}
-
 // failed takes note of a failed write: the connection is dead.
 func (x *exchange) failed(err error) error {
 	if err == nil {
 		return nil
 	}
 	x.broken = true
-	if !x.detached() {
-		x.cancel(errClientGone)
-	}
-	return x.lost()
+	x.cancel(errClientGone)
+	return errClientGone
 }
 
-// tick opens a stream that has waited long enough, keeps one alive, and ends a
-// call that has outlived its client for too long.
+// tick opens a stream that has waited long enough, and keeps one alive.
 func (x *exchange) tick() {
 	if !x.mu.TryLock() { // a write is under way: look again when it is done or has failed
 		time.AfterFunc(time.Second, x.tick)
@@ -243,17 +240,10 @@ func (x *exchange) tick() {
 	}
 	now, next := time.Now(), keepalive
 	switch {
-	case x.gone():
-		switch {
-		case !x.detached():
-			return // its context ended with the client
-		case x.goneAt.IsZero():
-			x.goneAt = now
-		case now.Sub(x.goneAt) >= detachLimit:
-			x.cancel(errAbandoned)
-			return
-		}
-	case x.kind == oneway || x.kind == opening:
+	case x.kind == oneway || x.kind == opening || x.gone():
+		return // there is nothing to keep alive
+	case x.resumable() && x.knowsPrimes() && !x.streaming:
+		_ = x.failed(x.prime(firstID(x.req.StreamID)))
 	case x.kind == listening && !x.streaming:
 		_ = x.failed(x.comment(": ok\n\n"))
 	case !x.streaming || now.Sub(x.last) >= keepalive:
@@ -262,117 +252,4 @@ func (x *exchange) tick() {
 		next = keepalive - now.Sub(x.last)
 	}
 	x.timer.Reset(next)
-}
-
-// Headers of every stream. X-Accel-Buffering keeps nginx and its like from
-// holding events back (MCP 2026-07-28, "Receiving Messages").
-var (
-	typeSSE     = []string{"text/event-stream"}
-	cacheSSE    = []string{"no-cache, no-transform"}
-	noBuffering = []string{"no"}
-)
-
-// retryEvent begins a stream's first event where the client knows SEP-1699: a
-// client whose node died is to look for another after 1 s. It stands inside an
-// event since some clients take a retry of its own for an empty message.
-const retryEvent = "event: message\nretry: 1000\ndata: "
-
-func (x *exchange) openStream(session string) {
-	if x.long() {
-		x.takeOver()
-	}
-	h := x.w.Header()
-	h["Content-Type"], h["Cache-Control"], h["X-Accel-Buffering"] = typeSSE, cacheSSE, noBuffering
-	if session != "" {
-		h[hdrSession] = []string{session}
-	}
-	x.w.WriteHeader(http.StatusOK)
-	x.streaming = true
-	x.retry = x.era == eraLegacy && x.req.Version >= router.Version20251125
-	x.edge.metrics.streams.Inc()
-}
-
-func (x *exchange) comment(text string) error {
-	if !x.streaming {
-		x.openStream("")
-	}
-	x.last = time.Now()
-	_ = x.rc.SetWriteDeadline(x.last.Add(writeTimeout)) // not supported = no deadline
-	if _, err := io.WriteString(x.w, text); err != nil {
-		return err
-	}
-	return x.flush()
-}
-
-// event writes one message and flushes it.
-func (x *exchange) event(msg []byte) error {
-	if err := x.writeEvent(msg); err != nil {
-		return err
-	}
-	return x.flush()
-}
-
-// writeEvent writes one message as one event. Line breaks end a line of an
-// event stream; in JSON they are white space, since a string can't hold them,
-// so they are left out.
-func (x *exchange) writeEvent(msg []byte) error {
-	if !x.streaming {
-		x.openStream("")
-	}
-	x.last = time.Now()
-	head := "event: message\ndata: "
-	if x.retry {
-		x.retry, head = false, retryEvent
-	}
-	if _, err := io.WriteString(x.w, head); err != nil {
-		return err
-	}
-	for {
-		line, rest := cutLine(msg)
-		if err := x.write(line); err != nil {
-			return err
-		}
-		if rest == nil {
-			break
-		}
-		msg = rest
-	}
-	_, err := io.WriteString(x.w, "\n\n")
-	return err
-}
-
-// cutLine cuts msg at its first line break; rest is nil if there is none.
-func cutLine(msg []byte) (line, rest []byte) {
-	i := bytes.IndexByte(msg, '\n')
-	if j := bytes.IndexByte(msg[:max(i, 0)], '\r'); j >= 0 {
-		i = j
-	}
-	if i < 0 {
-		if i = bytes.IndexByte(msg, '\r'); i < 0 {
-			return msg, nil
-		}
-	}
-	return msg[:i], msg[i+1:]
-}
-
-// write writes p in steps that each have their own deadline, so that a client
-// that is slow is served and one that is stuck is not.
-func (x *exchange) write(p []byte) error {
-	for {
-		step := p[:min(len(p), writeStep)]
-		_ = x.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // not supported = no deadline
-		if _, err := x.w.Write(step); err != nil {
-			return err
-		}
-		if p = p[len(step):]; len(p) == 0 {
-			return nil
-		}
-	}
-}
-
-func (x *exchange) flush() error {
-	if err := x.rc.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
-	return nil
 }

@@ -10,8 +10,8 @@ import (
 )
 
 // flights holds the exchanges that are with the handler, so that Shutdown can
-// wait for them and end them: a detached call has no connection left that
-// closing the HTTP server would end.
+// wait for them and end them: the HTTP server does not know of those whose
+// connection was taken over from it.
 type flights struct {
 	mu       sync.Mutex
 	first    *exchange
@@ -85,11 +85,11 @@ func (f *flights) abort() int {
 }
 
 // Shutdown drains the edge: new requests get 503 with Retry-After, streams that
-// would last for ever end, and calls in flight, also those whose client is
-// gone, are waited for until ctx ends. Then they are cancelled, their clients
-// hear "outcome unknown", and Shutdown returns an error. The HTTP server is shut
-// down after it, by its owner: it knows neither of open streams nor of detached
-// calls. Shutdown may be called more than once.
+// would last for ever end, and calls in flight are waited for until ctx ends.
+// Then the streams of those whose clients can resume them elsewhere end, the rest
+// are cancelled, their clients hear "outcome unknown", and Shutdown returns an
+// error. The HTTP server is shut down after it, by its owner: it does not know of
+// all streams. Shutdown may be called more than once.
 func (e *Edge) Shutdown(ctx context.Context) error {
 	e.flights.drain()
 	select {

@@ -37,6 +37,8 @@ func (e *Edge) post(x *exchange, r *http.Request) error {
 	case m.Method == "subscriptions/listen" && x.era == eraModern:
 		x.endless = true
 		return x.runLong(r)
+	case x.era == eraLegacy:
+		x.req.StreamID = newStreamID(m.ID)
 	}
 	return x.run()
 }
@@ -104,10 +106,20 @@ func parseBatch(x *exchange, parts [][]byte) ([]item, error) {
 		}
 		req := x.req
 		req.Message = m
+		if m.Kind == jsonrpc.Request {
+			req.StreamID = newStreamID(nil)
+		}
 		items[i].req = &req
 	}
 	return items, nil
 }
+
+// sender is an exchange without event ids: a batch is answered by one stream,
+// and its calls have one each, so it can't be resumed. They go on without their
+// client all the same.
+type sender struct{ x *exchange }
+
+func (s sender) Send(ctx context.Context, msg []byte) error { return s.x.Send(ctx, msg) }
 
 // serveBatch runs calls side by side, and notifications and responses in their
 // place, so that what follows one finds it done.
@@ -120,11 +132,11 @@ func (e *Edge) serveBatch(ctx context.Context, x *exchange, items []item) {
 		case it.req == nil: // could not be read
 		case it.req.Message.Kind == jsonrpc.Request:
 			calls.Go(func() {
-				reply, err := e.call(ctx, it.req, x)
+				reply, err := e.call(ctx, it.req, sender{x})
 				it.reply = x.settle(ctx, it.req.ID(), reply, err)
 			})
 		default:
-			if reply, err := e.call(ctx, it.req, x); err != nil || reply != nil && reply.Status >= 400 {
+			if reply, err := e.call(context.WithoutCancel(ctx), it.req, sender{x}); err != nil || reply != nil && reply.Status >= 400 {
 				e.log.Debug("batch: message not taken", "server", x.req.Server, "method", it.req.Method(), "error", err)
 			}
 		}
@@ -141,7 +153,7 @@ func (x *exchange) finishBatch(items []item) {
 		x.edge.metrics.observe(x, outcomeDisconnected)
 	case streaming:
 		for _, it := range items {
-			if x.event(it.reply.Body) != nil {
+			if x.event("", it.reply.Body) != nil {
 				break
 			}
 		}

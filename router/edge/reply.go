@@ -50,6 +50,8 @@ func (x *exchange) errorReply(ctx context.Context, id []byte, err error) *router
 	switch cause := context.Cause(ctx); {
 	case cause == errDraining && x.kind == listening:
 		return &router.Reply{}
+	case cause == errAborted && x.canResume():
+		return &router.Reply{} // its client finds the rest at another node
 	case cause == errDraining:
 		err = router.Errorf(router.ErrUnavailable, "this node is shutting down; subscribe again, another node will answer")
 	case cause == errAborted:
@@ -98,7 +100,7 @@ func (x *exchange) finishStream(reply *router.Reply) {
 		x.edge.metrics.streams.Dec() // close is done already
 	}
 	for _, msg := range x.held {
-		if x.writeEvent(msg) != nil {
+		if x.writeEvent("", msg) != nil {
 			break
 		}
 	}
@@ -107,7 +109,7 @@ func (x *exchange) finishStream(reply *router.Reply) {
 		result = outcomeOf(0, code)
 	}
 	// A GET stream just ends: an error there would answer no request.
-	if len(reply.Body) != 0 && x.kind != listening && x.writeEvent(reply.Body) != nil {
+	if len(reply.Body) != 0 && x.kind != listening && x.writeEvent(reply.EventID, reply.Body) != nil {
 		result = outcomeDisconnected
 	}
 	x.edge.metrics.observe(x, result)

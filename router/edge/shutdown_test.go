@@ -117,9 +117,13 @@ func TestShutdownCancels(t *testing.T) {
 				return nil, ctx.Err()
 			})})
 			p := serve(t, e)
-			c := send(t, p, "POST", legacyHead, legacyCall)
+			body := legacyCall
+			if !connected {
+				body = initialized
+			}
+			c := send(t, p, "POST", legacyHead, body)
 			synctest.Wait()
-			if !connected { // the call goes on, and only Shutdown knows of it
+			if !connected { // it goes on, and only Shutdown knows of it
 				_ = c.conn.Close()
 				synctest.Wait()
 			}

@@ -147,6 +147,9 @@ func (l *Layer) Serve(ctx context.Context, req *router.Request, out router.Strea
 		if m := req.Message; m != nil && m.Kind == jsonrpc.Request && m.Method == "initialize" && req.Era != router.EraModern {
 			return l.open(ctx, req, out)
 		}
+		if req.StreamID != "" {
+			return l.outlive(ctx, req, out)
+		}
 		return l.opts.Backend.Serve(ctx, req, out)
 	}
 	switch {

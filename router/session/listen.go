@@ -21,6 +21,9 @@ func (l *Layer) listen(ctx context.Context, req *router.Request, out router.Stre
 	}
 	defer l.leave(u, req.Op)
 	name, n, ok := parseEventID(req.LastEventID)
+	if !ok && req.LastEventID != "" {
+		return nil, errEventID(req.LastEventID)
+	}
 	epoch, own := ownEpoch(name)
 	if ok && !own {
 		return l.resume(ctx, u, name, n, out)
@@ -70,7 +73,7 @@ func (l *Layer) earlier(ctx context.Context, id string, epoch, n, current uint64
 		epoch, n = current-maxEpochs, 0
 	}
 	for ; epoch < current; epoch++ {
-		if err := l.backfill(ctx, id, ownStream(epoch), n, 0, out); err != nil {
+		if _, err := l.backfill(ctx, id, ownStream(epoch), n, 0, out); err != nil {
 			return err
 		}
 		n = 0
@@ -97,7 +100,7 @@ func (l *Layer) take(ctx context.Context, e *events, st *stream, pos uint64, out
 	base := st.base
 	e.mu.Unlock()
 	if pos < base {
-		if err := l.backfill(t.ctx, e.s.id, st.name, pos, base, out); err != nil {
+		if _, err := l.backfill(t.ctx, e.s.id, st.name, pos, base, out); err != nil {
 			return nil, l.ended(ctx, t, err)
 		}
 	}

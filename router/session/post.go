@@ -3,7 +3,6 @@ package session
 import (
 	"context"
 	"errors"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -198,40 +197,4 @@ func (l *Layer) resume(ctx context.Context, u use, name string, n uint64, out ro
 	p.out = nil // its client has come here instead
 	e.mu.Unlock()
 	return l.take(ctx, e, &p.stream, n, out, nil)
-}
-
-// recall sends what is left of the stream of a call that ran elsewhere.
-func (l *Layer) recall(ctx context.Context, id, name string, n uint64, out router.Stream) (*router.Reply, error) {
-	if err := sendEvent(ctx, out, eventID(name, n), nil); err != nil {
-		return nil, err
-	}
-	if err := l.backfill(ctx, id, name, n, 0, out); err != nil {
-		return nil, err
-	}
-	return &router.Reply{Status: http.StatusOK}, nil
-}
-
-// loadTimeout bounds reading what the log has of a stream.
-const loadTimeout = 5 * time.Second
-
-// backfill sends what the log has of a stream after a number, up to another; 0 =
-// to its end.
-func (l *Layer) backfill(ctx context.Context, id, name string, after, until uint64, out router.Stream) error {
-	if l.opts.Events == nil {
-		return nil
-	}
-	limited, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	var failed error
-	err := l.opts.Events.Load(limited, id, name, after, func(n uint64, msg []byte) error {
-		if n <= after || until != 0 && n > until {
-			return nil
-		}
-		failed = sendEvent(ctx, out, eventID(name, n), msg)
-		return failed
-	})
-	if err != nil && failed == nil { // what comes live is of more use than nothing
-		l.log.Warn("events of a stream can't be read; there is a gap", "session", id, "stream", name, "after", after, "err", err)
-	}
-	return failed
 }

@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"slices"
 	"strings"
@@ -137,6 +138,124 @@ func TestCallStreamAfterMove(t *testing.T) {
 	g = f.listen(l2, id, "unheardof1.4")
 	if err := g.end(t); err != nil || len(g.messages()) != 0 {
 		t.Errorf("unknown stream: %v, %q", err, g.messages())
+	}
+}
+
+// A client that comes back for an answer which is nowhere must not wait for it.
+func TestLostCallIsAnswered(t *testing.T) {
+	f := setup(t, nil)
+	id := f.open()
+	step, finish := f.work()
+	answered, lost := "abcdefghijkl-"+b64("7"), "klmnopqrstuv-"+b64(`"seven"`)
+	for _, name := range []string{answered, lost} {
+		out, done, _ := f.start(t.Context(), id, name)
+		step <- 1
+		out.wait(t)
+		if name == answered {
+			finish <- struct{}{}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l2 := f.another(newBackend(), func(o *session.Options) { o.Instance = there })
+	f.k.move(id, there)
+	for _, tt := range []struct{ last, want, id string }{
+		{answered + ".0", "finished", ".2"},
+		{answered + ".1", "finished", ".2"},
+		{lost + ".0", `"id":"seven","error":{"code":-32013`, ".2"},
+		{lost + ".1", `"id":"seven","error":{"code":-32013`, ".2"},
+		{"never1234567-" + b64("9") + ".0", `"id":9,"error":{"code":-32013`, ".1"},
+		{"never1234567-" + b64(`9,"x":1`) + ".0", "", ".0"},
+		{"never1234567-%.0", "", ".0"},
+	} {
+		g := f.listen(l2, id, tt.last)
+		if err := g.end(t); err != nil || g.reply.Status != 200 {
+			t.Errorf("%s: %v", tt.last, err)
+		}
+		if all := strings.Join(g.messages(), ""); !strings.Contains(all, tt.want) || tt.want == "" && all != "" || !strings.HasSuffix(g.last(), tt.id) {
+			t.Errorf("%s: got %s, the last %s; want %s", tt.last, all, g.last(), tt.want)
+		}
+	}
+}
+
+func b64(id string) string { return base64.RawURLEncoding.EncodeToString([]byte(id)) }
+
+// Without a session there is nothing to come back to, but the call is not
+// cancelled.
+func TestCallWithoutSessionOutlives(t *testing.T) {
+	b := &workshop{backend: newBackend(), step: make(chan []byte), ended: make(chan error, 1)}
+	f := setup(t, nil)
+	f.l = f.another(b, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	out, done, _ := f.start(ctx, "", post)
+	b.step <- note(1)
+	if m := out.wait(t); m != string(note(1)) {
+		t.Errorf("got %s", m)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	b.step <- note(2) // as if the caller was there
+	b.step <- nil
+	if err := <-b.ended; err != nil {
+		t.Error(err)
+	}
+	_, done, reply := f.start(t.Context(), "", post)
+	b.step <- nil
+	if err := <-done; err != nil || string(reply.Body) != "{}" {
+		t.Fatalf("%s, %v", reply.Body, err)
+	}
+	<-b.ended
+	ctx, cancel = context.WithCancel(t.Context())
+	_, done, _ = f.start(ctx, "", post)
+	b.step <- note(3)
+	cancel()
+	<-done
+	if err := f.l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-b.ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// workshop is a backend whose calls send what step gives, up to nil.
+type workshop struct {
+	*backend
+	step  chan []byte
+	ended chan error
+}
+
+func (w *workshop) Serve(ctx context.Context, _ *router.Request, out router.Stream) (*router.Reply, error) {
+	for {
+		select {
+		case msg := <-w.step:
+			if msg == nil {
+				w.ended <- nil
+				return &router.Reply{Body: []byte("{}")}, nil
+			}
+			if err := out.Send(ctx, msg); err != nil {
+				w.ended <- err
+				return nil, err
+			}
+		case <-ctx.Done():
+			w.ended <- ctx.Err()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func TestMalformedEventID(t *testing.T) {
+	f := setup(t, nil)
+	id := f.open()
+	for _, last := range []string{"x", ".1", "g1.", "g1.x", "g1.-1"} {
+		g := f.listen(f.l, id, last)
+		var e *router.Error
+		if err := g.end(t); !errors.As(err, &e) || e.Status != 400 {
+			t.Errorf("%s: %v", last, err)
+		}
 	}
 }
 

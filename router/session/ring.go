@@ -1,9 +1,12 @@
 package session
 
 import (
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
+
+	"ripstop/router"
 )
 
 // ring is the newest messages of a stream, numbered without gaps.
@@ -61,6 +64,13 @@ func parseEventID(id string) (stream string, n uint64, ok bool) {
 	}
 	n, err := strconv.ParseUint(id[i+1:], 10, 64)
 	return id[:i], n, err == nil
+}
+
+// errEventID is for an id that no event has.
+func errEventID(id string) error {
+	err := router.Errorf(router.ErrRefused, "Last-Event-ID %.80q is not the id of an event; leave it out to listen from now on", id)
+	err.Status = http.StatusBadRequest
+	return err
 }
 
 // ownStream names the session's own stream, which belongs to no request, under
