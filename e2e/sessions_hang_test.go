@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -73,11 +74,15 @@ type agentProcess = process
 type caller func(t testing.TB, id, tool string) (workAnswer, time.Duration)
 
 func (l *hangLab) overHTTP(t testing.TB) caller {
-	session := l.session(t, "state")
+	return l.inSession(l.session(t, "state"))
+}
+
+// inSession calls in a session over HTTP.
+func (n *node) inSession(session string) caller {
 	return func(t testing.TB, id, tool string) (workAnswer, time.Duration) {
 		t.Helper()
 		began := time.Now()
-		a := l.do(t, "POST", "/mcp/state", callBody(1, tool, fmt.Sprintf(`{"id":%q}`, id)), "Mcp-Session-Id", session)
+		a := n.do(t, "POST", "/mcp/state", callBody(1, tool, fmt.Sprintf(`{"id":%q}`, id)), "Mcp-Session-Id", session)
 		return decode[workAnswer](t, a.json()), time.Since(began)
 	}
 }
@@ -173,6 +178,62 @@ func hungAgent(t *testing.T, l *hangLab, call caller, tool string) {
 	for _, e := range l.state.executed(t) {
 		if times[e.ID]++; times[e.ID] > 1 || e.Process == owner && e.ID != "a" {
 			t.Errorf("%s was executed by %s, which had hung, or again: %v", e.ID, e.Process, l.state.executed(t))
+		}
+	}
+}
+
+// TestHungNode: a node stops, and with it the way to the agents that are connected
+// to it. Other nodes' edges answer their sessions within 3 s, from elsewhere.
+func TestHungNode(t *testing.T) {
+	if !all() {
+		t.Skip("set RIPSTOP_E2E=all")
+	}
+	c := startCluster(t, clusterOptions{nodes: 3, args: []string{"--demo=false"}})
+	state := newStateful(t)
+	for _, m := range c.members {
+		p := start(t, ripstop(t), append([]string{"serve", "state", "--nats", "nats://" + m.nats}, state.command(t)...)...)
+		p.expect(t, "Attached as instance", clusterTimeout)
+	}
+	leader := (&faultRun{cluster: c}).leader()
+	victim := c.others(leader)[0]
+	edge := c.others(victim, leader)[0].node()
+	var calls []caller
+	for range 5 {
+		session := victim.node().session(t, "state")
+		calls = append(calls, edge.inSession(session))
+	}
+	for i, call := range calls {
+		eventually(t, 5*time.Second, func() string {
+			if a, _ := call(t, fmt.Sprintf("a%d", i), "again"); a.Result.Structured.Process == "" {
+				return a.Error.Message
+			}
+			return ""
+		})
+	}
+	c.pause(victim)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i, call := range calls {
+		wg.Go(func() {
+			a, took := call(t, fmt.Sprintf("b%d", i), "again")
+			if a.Result.Structured.Process == "" || a.Result.Meta["ripstop/reinitialized"] == nil || took > hungMost {
+				t.Errorf("after %s: %+v %s", took, a, a.Error.Data)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d sessions went on after %s", len(calls), time.Since(began).Round(time.Millisecond))
+	c.resume(victim)
+	c.awaitReady(victim)
+	for i, call := range calls {
+		if a, took := call(t, fmt.Sprintf("c%d", i), "again"); a.Result.Structured.Process == "" || took > time.Second {
+			t.Errorf("after the node came back, %s: %+v", took, a)
+		}
+	}
+	times := map[string]int{}
+	for _, e := range state.executed(t) {
+		if times[e.ID]++; times[e.ID] > 1 && e.ID[0] != 'a' {
+			t.Errorf("%s was executed twice: %v", e.ID, state.executed(t))
 		}
 	}
 }

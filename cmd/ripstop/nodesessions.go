@@ -33,9 +33,14 @@ func (n *node) openSessions() error {
 	}
 	n.keep = keep.New(keep.Options{
 		Store: n.sessions, Registry: n.registry, Region: f.Region(), Node: f.Name(),
-		Pick: func(server, avoid string) *kv.Instance { return n.router.Pick(server, avoid) },
-		Silent: func(ctx context.Context, server, instance string) bool {
-			return !n.hosts(instance) && n.client.Silent(ctx, server, instance, locateHung)
+		Pick:      func(server, avoid string) *kv.Instance { return n.router.Pick(server, avoid) },
+		Clustered: f.Clustered(),
+		Silent: func(ctx context.Context, server, instance string, ask bool) bool {
+			within := locateHung
+			if !ask {
+				within = 0
+			}
+			return !n.hosts(instance) && n.client.Silent(ctx, server, instance, within)
 		},
 		Writable: func() bool { state, _ := n.gate(); return state == failover.GateWritable },
 		NodeUp:   n.nodeUp,

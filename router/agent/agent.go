@@ -142,6 +142,9 @@ func Attach(opts Options) (*Agent, error) {
 		return nil, errors.Join(fmt.Errorf("attach %s: %w", opts.Server, err), a.line.unsubscribe(), a.layer.Close())
 	}
 	a.wg.Go(a.keepRegistered)
+	if opts.Keeper == nil { // else the node is in this process
+		a.wg.Go(a.watchNode)
+	}
 	if !opts.Exclusive { // one that stands by must not start anything
 		a.wg.Go(a.probe)
 	}

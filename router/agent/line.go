@@ -189,3 +189,31 @@ func (a *Agent) publish(ctx context.Context, msg *nats.Msg) error {
 	}
 	return err
 }
+
+// A node that stands still has what was sent to its agents before, and passes it
+// on when it goes on; by then other nodes may have given the sessions to others.
+const (
+	nodeEvery = time.Second // between looks
+	nodeMost  = time.Second // for an answer
+)
+
+// watchNode has sessions confirmed when the node has not answered for a while. A
+// connection that is lost tells by itself.
+func (a *Agent) watchNode() {
+	tick := time.NewTicker(nodeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-a.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(a.ctx, nodeMost)
+		err := a.conn().FlushWithContext(ctx)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
+			a.log.Debug("the node does not answer; sessions are confirmed before they are served")
+			a.layer.Doubt()
+		}
+	}
+}

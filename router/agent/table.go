@@ -98,8 +98,11 @@ func (t *table) left() {
 
 func (t *table) onControl(msg *nats.Msg) {
 	token, what := wire.DecodeControl(msg)
-	if t.control(token, what) && what == wire.ControlProbe {
+	switch mine := t.control(token, what); {
+	case mine && what == wire.ControlProbe:
 		t.a.sayAlive(msg.Reply)
+	case !mine && what == wire.ControlCancel && t.a.layer.Paused(): // it may have overtaken the request, in what came all at once
+		time.AfterFunc(settleFor/2, func() { t.control(token, what) })
 	}
 }
 

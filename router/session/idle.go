@@ -44,7 +44,7 @@ func (l *Layer) Doubt() {
 }
 
 // pausedFor is how long what comes in may have been sent before a pause.
-const pausedFor = time.Second
+const pausedFor = 3 * time.Second
 
 // Paused reports whether the process has just gone on after it stood still, or
 // was believed to, so that what comes in may be old.

@@ -373,7 +373,7 @@ func (c *Client) onGone(msg *nats.Msg) {
 func (c *Client) Lost(server, instance string) {
 	c.mu.Lock()
 	if t := c.targets[place{server, instance}]; t != nil {
-		t.silent = 0 // whoever comes back under that name is another
+		t.gone(c.since())
 	}
 	c.mu.Unlock()
 	c.giveUp(func(k *call) bool {

@@ -48,6 +48,7 @@ type target struct {
 	doubt  *doubt        // nil = none
 	silent time.Duration // since when it is held to be hung; 0 = it is not
 	pinged time.Duration
+	hung   time.Duration // when it was known to be gone, after it had not answered; 0 = never
 	news   chan struct{} // closed when it answers a probe, if someone waits
 }
 
@@ -208,6 +209,19 @@ func (c *Client) pings(now time.Duration) []place {
 	return ask
 }
 
+// hungFor is how long it is known of an instance that is gone that it had not
+// answered before.
+const hungFor = 2 * time.Second
+
+// gone notes that an instance is gone: whoever comes back under that name is
+// another. c.mu is held.
+func (t *target) gone(now time.Duration) {
+	if t.silent != 0 || t.doubt != nil && t.doubt.probes > 0 && t.heard.Load() < int64(t.doubt.sent) {
+		t.hung = now
+	}
+	t.silent = 0
+}
+
 // Replies to probes go to tokens that no request has.
 const (
 	tokenAsked  = "_" // and the request's: from whoever has it
@@ -322,14 +336,18 @@ func (c *Client) deaf(k *call) {
 
 // Silent reports whether an instance hangs: it does not answer when asked twice
 // within a time, or was found so before and has not answered since. If it can't
-// be told, it does not.
+// be told, it does not. Within 0 it is not asked.
 func (c *Client) Silent(ctx context.Context, server, instance string, within time.Duration) bool {
 	start := c.since()
 	c.mu.Lock()
 	t := c.targetOf(place{server, instance})
-	if t.hangs(start) != nil {
+	if t.hangs(start) != nil || t.hung != 0 && start-t.hung < hungFor && t.heard.Load() < int64(t.hung) {
 		c.mu.Unlock()
 		return true
+	}
+	if within == 0 {
+		c.mu.Unlock()
+		return false
 	}
 	t.calls++
 	if t.news == nil {

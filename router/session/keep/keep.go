@@ -34,9 +34,11 @@ type Options struct {
 	// avoid; nil = none is there.
 	Pick func(server, avoid string) *kv.Instance
 
-	// Silent says whether an instance hangs: it does not answer when asked. It may
-	// take a moment; nil = none does.
-	Silent func(ctx context.Context, server, instance string) bool
+	// Silent says whether an instance hangs, or did before it was gone: it does not
+	// answer. It may be asked to find out, which takes a moment; nil = none does.
+	Silent func(ctx context.Context, server, instance string, ask bool) bool
+
+	Clustered bool // other nodes move sessions too
 
 	// Writable says whether the bucket can be written, as far as the node knows.
 	Writable func() bool
@@ -66,7 +68,8 @@ type Keep struct {
 	stats   stats
 	notices notices
 
-	stop []func()
+	stop   []func()
+	pauses *pauses
 
 	mu      sync.Mutex
 	waiting int
@@ -77,7 +80,7 @@ var _ session.Keeper = (*Keep)(nil)
 
 // New returns a Keep over a store, which stays the caller's to close.
 func New(opts Options) *Keep {
-	k := &Keep{opts: opts, log: opts.Logger, store: opts.Store, stats: newStats(), news: make(chan struct{})}
+	k := &Keep{opts: opts, log: opts.Logger, store: opts.Store, stats: newStats(), pauses: watchPauses(), news: make(chan struct{})}
 	k.stop = []func(){
 		opts.Registry.Watch(func(kv.Change) { k.wake() }),
 		opts.Store.Watch(func(sessions.Change) { k.wake() }),
@@ -90,6 +93,7 @@ func (k *Keep) Close() {
 	for _, stop := range k.stop {
 		stop()
 	}
+	k.pauses.close()
 }
 
 // wake tells those who wait that something has changed.
@@ -155,6 +159,10 @@ func (k *Keep) There(r *sessions.Record) bool { return k.there(r) }
 // fresh returns the leader's word on a session. Where it can't be asked, or has
 // not heard of the session yet, what this node knows.
 func (k *Keep) fresh(ctx context.Context, id string) (sessions.Record, error) {
+	wary, err := k.trust()
+	if err != nil {
+		return sessions.Record{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, freshTimeout)
 	defer cancel()
 	r, err := k.store.Get(ctx, id)
@@ -167,7 +175,7 @@ func (k *Keep) fresh(ctx context.Context, id string) (sessions.Record, error) {
 		return known, nil
 	case errors.Is(err, kv.ErrNotFound):
 		return r, err
-	case ok:
+	case ok && !wary:
 		return known, nil
 	}
 	return r, router.Errorf(router.ErrUnavailable, "session %.64s: its record can't be read now: %v; try again", id, err)

@@ -96,7 +96,7 @@ func newLabWith(t testing.TB, change func(*keep.Options)) *lab {
 	l := &lab{node: n, store: store, reg: &registry{}, up: true, write: true}
 	opts := keep.Options{
 		Store: store, Registry: l.reg, Region: "local", Node: n.Name(), Pick: l.reg.pick, Logger: quiet(),
-		Silent: func(_ context.Context, _, instance string) bool {
+		Silent: func(_ context.Context, _, instance string, _ bool) bool {
 			_, hangs := l.hung.Load(instance)
 			return hangs
 		},

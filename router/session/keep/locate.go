@@ -45,7 +45,7 @@ func (k *Keep) Locate(ctx context.Context, server, id, avoid string, epoch uint6
 			return sessions.Record{}, notFound(server, id, kv.ErrNotFound)
 		case there && r.Instance == avoid && r.Epoch <= epoch && asked != r.Epoch:
 			asked = r.Epoch
-			if !k.silent(ctx, r.Server, r.Instance) {
+			if !k.silent(ctx, r.Server, r.Instance, true) {
 				continue
 			}
 			next, err := k.move(ctx, r, causeHung)
@@ -56,7 +56,9 @@ func (k *Keep) Locate(ctx context.Context, server, id, avoid string, epoch uint6
 		case there && (r.Instance != avoid || r.Epoch > epoch || graced == r.Epoch):
 			return r, nil
 		case graced != r.Epoch:
-			k.grace(ctx, &r, avoid)
+			if there || !k.silent(ctx, r.Server, r.Instance, false) { // what hung before it was gone is on no way back
+				k.grace(ctx, &r, avoid)
+			}
 			graced = r.Epoch
 		default:
 			next, err := k.move(ctx, r, k.cause(&r))
@@ -137,8 +139,8 @@ func (k *Keep) cause(r *sessions.Record) string {
 	return causeInstance
 }
 
-func (k *Keep) silent(ctx context.Context, server, instance string) bool {
-	return k.opts.Silent != nil && k.opts.Silent(ctx, server, instance)
+func (k *Keep) silent(ctx context.Context, server, instance string, ask bool) bool {
+	return k.opts.Silent != nil && k.opts.Silent(ctx, server, instance, ask)
 }
 
 // pickTries bounds the instances looked at for a session: a node that hangs may
@@ -150,7 +152,7 @@ const pickTries = 4
 func (k *Keep) pick(ctx context.Context, r *sessions.Record) (to *kv.Instance, hung bool) {
 	for range pickTries {
 		to := k.opts.Pick(r.Server, r.Instance)
-		if to == nil || !k.silent(ctx, to.Server, to.Instance) {
+		if to == nil || !k.silent(ctx, to.Server, to.Instance, true) {
 			return to, hung
 		}
 		hung = true
