@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -147,6 +148,11 @@ func (n *node) visit(server string) error {
 	if id == "" {
 		return fmt.Errorf("initialize: %d %s", resp.StatusCode, body)
 	}
+	stream, err := n.listen(server, id)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
 	for _, step := range []struct{ method, body, want string }{
 		{"POST", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, ""},
 		{"POST", `{"jsonrpc":"2.0","id":2,"method":"resources/subscribe","params":{"uri":"demo://clock"}}`, `"result"`},
@@ -163,6 +169,24 @@ func (n *node) visit(server string) error {
 		}
 	}
 	return nil
+}
+
+// listen opens the session's own stream.
+func (n *node) listen(server, id string) (io.Closer, error) {
+	req, err := http.NewRequest("GET", n.httpURL+"/mcp/"+server, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Mcp-Session-Id", id)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("GET: status %d", resp.StatusCode), resp.Body.Close())
+	}
+	return resp.Body, nil
 }
 
 // visits makes count visits, a few at a time.
@@ -213,6 +237,11 @@ func TestSessionsLeaveNothing(t *testing.T) {
 	n := nodeForTest(t, "--servers", file, "--session-cleanup-interval", "1s")
 	n.visits(t, "demo", 16) // what is made once, is made now
 	n.visits(t, "child", 4)
+	n.events.Append("warm", "g1", 1, []byte(`{}`)) // the stream of events, and who writes it
+	if err := n.events.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.events.Forget("warm")
 	n.settle(t, usage{goroutines: 1 << 30, files: 1 << 30, subscriptions: 1 << 30, children: 1 << 30})
 	before := n.usage(t)
 	began := time.Now()
