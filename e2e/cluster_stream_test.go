@@ -72,25 +72,28 @@ func (c *cluster) stream() (streamInfo, error) {
 	return streamInfo{}, err
 }
 
-func (c *cluster) streamAt(m *member) (streamInfo, error) {
+func (c *cluster) streamAt(m *member) (streamInfo, error) { return c.streamOf(m, registryStream) }
+
+// streamOf asks m for a stream.
+func (c *cluster) streamOf(m *member, name string) (streamInfo, error) {
 	var info streamInfo
 	nc, err := c.operator(m)
 	if err != nil {
 		return info, fmt.Errorf("ask %s: %w", m.name, err)
 	}
 	defer nc.Close()
-	msg, err := nc.Request("$JS.API.STREAM.INFO."+registryStream, nil, time.Second)
+	msg, err := nc.Request("$JS.API.STREAM.INFO."+name, nil, time.Second)
 	if err != nil {
-		return info, fmt.Errorf("ask %s for the registry's stream: %w", m.name, err)
+		return info, fmt.Errorf("ask %s for stream %s: %w", m.name, name, err)
 	}
 	if err := json.Unmarshal(msg.Data, &info); err != nil {
 		return info, err
 	}
 	if info.Error != nil {
-		return info, fmt.Errorf("ask %s for the registry's stream: %s", m.name, info.Error.Description)
+		return info, fmt.Errorf("ask %s for stream %s: %s", m.name, name, info.Error.Description)
 	}
 	if info.Cluster.Leader == "" {
-		return info, fmt.Errorf("%s knows no leader of the registry's stream", m.name)
+		return info, fmt.Errorf("%s knows no leader of stream %s", m.name, name)
 	}
 	return info, nil
 }
