@@ -81,6 +81,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(stateEnv); path != "" {
 		os.Exit(keepState(path))
 	}
+	if os.Getenv(streamEnv) != "" {
+		os.Exit(runStreamServer())
+	}
 	dir, err := os.MkdirTemp("", "ripstop-e2e-*")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
