@@ -36,9 +36,13 @@ func ErrandSubject(server, instance, errand string) string {
 // ErrandOf returns what a message to an instance asks of the instance itself; "":
 // it is a request of MCP.
 func ErrandOf(subject string) string {
-	tail := subject[strings.LastIndexByte(subject, '.')+1:]
-	if (tail == ErrandAbout || tail == ErrandRelease) && strings.HasPrefix(subject, prefixInstance) {
-		return tail
+	rest, mine := strings.CutPrefix(subject, prefixInstance)
+	if !mine || strings.Count(rest, ".") != 2 {
+		return ""
 	}
-	return ""
+	errand := rest[strings.LastIndexByte(rest, '.')+1:]
+	if errand != ErrandAbout && errand != ErrandRelease {
+		return ""
+	}
+	return errand
 }
