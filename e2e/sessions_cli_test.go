@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // row is a session, as `ripstop ls sessions -o json` prints it.
@@ -81,7 +83,21 @@ func TestSessionsCLI(t *testing.T) {
 	n.complete(t, "session", "move", "--nats", n.nats, every, "--to", "").ok(t).says(t, secondID)
 	n.cli(t, "session", "move", every, "--to", "nobody").fails(t, 4, `no instance "nobody"`)
 	n.cli(t, "session", "move", every, "--to", firstID).fails(t, 8, "already")
+	nc, err := nats.Connect(n.nats, nats.UserInfo("operator", "operator"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	events, err := nc.SubscribeSync("ripstop.v1.events.session_moved")
+	if err != nil || nc.Flush() != nil {
+		t.Fatal("not subscribed", err)
+	}
 	n.cli(t, "session", "move", every, "--to", secondID).ok(t).says(t, secondID, "epoch 2")
+	if e, err := events.NextMsg(5 * time.Second); err != nil {
+		t.Error("no event of the move:", err)
+	} else {
+		has(t, string(e.Data), `"session":"`+every, `"from":"`+firstID, `"to":"`+secondID, `"cause":"operator"`, `"observer":"n1"`)
+	}
 	body, _ := n.tool(t, "every", every, "test_simple_text", `{}`)
 	has(t, body, `"ripstop/reinitialized":{"cause":"operator","epoch":2}`)
 	if r := n.sessionRow(t, every); r.Instance != secondID || r.Epoch != 2 || r.Cause != "operator" || r.State != "active" {
