@@ -107,6 +107,38 @@ func TestHungInstance(t *testing.T) {
 	}
 }
 
+// TestHangsInACall: an instance that has said that it is at work, and hangs then,
+// is found as soon.
+func TestHangsInACall(t *testing.T) {
+	l := newLab(t)
+	nc := l.dial(t)
+	const id = "bbbbbbbbbb"
+	var last atomic.Int64
+	if _, err := nc.Subscribe(wire.InstanceSubject("dies", id), func(msg *nats.Msg) {
+		if is, _ := wire.IsProbe(msg); is {
+			return
+		}
+		time.AfterFunc(time.Second, func() {
+			last.Store(time.Now().UnixNano())
+			_ = msg.RespondMsg(wire.AliveMsg("", id, ""))
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.client(t).Serve(t.Context(), &router.Request{Server: "dies", Instance: id, Era: router.EraBare, Message: message(t, callEcho)}, router.Discard)
+	took := time.Since(time.Unix(0, last.Load()))
+	var e *router.Error
+	if !errors.As(err, &e) || e.Code != router.CodeOutcomeUnknown || took > 3*time.Second || took < 2*time.Second {
+		t.Fatalf("%s after it was last heard of: %v", took, err)
+	}
+	if !strings.Contains(string(e.Data), `"alive":true`) || !strings.Contains(e.Text, "it had the call") {
+		t.Errorf("%s %s", e.Text, e.Data)
+	}
+}
+
 // TestSlowIsNotHung: a server that takes its time is not given up, whether it was
 // addressed or not; nor is an instance that knows nothing of probes.
 func TestSlowIsNotHung(t *testing.T) {

@@ -208,6 +208,9 @@ func (a *Agent) watchNode() {
 		case <-a.ctx.Done():
 			return
 		}
+		if !a.layer.Any() {
+			continue
+		}
 		ctx, cancel := context.WithTimeout(a.ctx, nodeMost)
 		err := a.conn().FlushWithContext(ctx)
 		cancel()

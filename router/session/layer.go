@@ -285,6 +285,13 @@ func (l *Layer) info(s *session) (Info, bool) {
 	return Info{ID: s.id, Epoch: s.epoch, Used: l.began.Add(s.used), InFlight: int(s.calls), Listening: s.listening()}, true
 }
 
+// Any reports whether sessions are held here.
+func (l *Layer) Any() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return len(l.sessions) > 0
+}
+
 // Holds reports whether a session is held here.
 func (l *Layer) Holds(id string) bool {
 	l.mu.RLock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -36,17 +37,20 @@ func (c Client) subject(verb, server string) (*nats.Conn, string, error) {
 
 func (c Client) ask(ctx context.Context, verb, server string, q question) (answer, error) {
 	var a answer
-	nc, subject, err := c.subject(verb, server)
-	if err != nil {
-		return a, err
-	}
 	data, err := json.Marshal(q)
 	if err != nil {
 		return a, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	msg, err := nc.RequestWithContext(ctx, subject, data)
+	msg, err := c.request(ctx, verb, server, data)
+	for errors.Is(err, errLost) && (verb == verbFind || verb == verbLocate) && c.connected(ctx) { // which change nothing twice
+		msg, err = c.request(ctx, verb, server, data)
+	}
+	var known *router.Error
+	if errors.As(err, &known) {
+		return a, err
+	}
 	if errors.Is(err, nats.ErrNoResponders) {
 		return a, errNobody(server)
 	}
@@ -60,6 +64,54 @@ func (c Client) ask(ctx context.Context, verb, server string, q question) (answe
 		a.Record.Rev = a.Rev
 	}
 	return a, errorOf(&a)
+}
+
+// errLost: the connection was lost while the node was asked.
+var errLost = errors.New("the connection to the node was lost")
+
+// request asks once. It does not wait for an answer on a connection that has none
+// any more: a process that stood still finds that out when it asks.
+func (c Client) request(ctx context.Context, verb, server string, data []byte) (*nats.Msg, error) {
+	nc, subject, err := c.subject(verb, server)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	lost := nc.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-lost:
+			cancel(errLost)
+		case <-ctx.Done():
+		}
+	}()
+	msg, err := nc.RequestWithContext(ctx, subject, data)
+	if err != nil && errors.Is(context.Cause(ctx), errLost) {
+		err = errLost
+	}
+	nc.RemoveStatusListener(lost)
+	<-done
+	return msg, err
+}
+
+// reconnectPoll is how often a connection that is being made again is looked at.
+const reconnectPoll = 10 * time.Millisecond
+
+// connected waits until there is a connection, and reports whether there is.
+func (c Client) connected(ctx context.Context) bool {
+	tick := time.NewTicker(reconnectPoll)
+	defer tick.Stop()
+	for c.Conn().ConnectedServerId() == "" {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 func errNobody(server string) error {
