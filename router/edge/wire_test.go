@@ -153,9 +153,9 @@ func (c *client) wantEnd() {
 func TestKeepalive(t *testing.T) {
 	for _, modern := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			var id string
+			id := make(chan string, 1)
 			p := serve(t, edge.New(edge.Options{Handler: router.HandlerFunc(func(ctx context.Context, req *router.Request, out router.Stream) (*router.Reply, error) {
-				id = req.StreamID
+				id <- req.StreamID
 				for _, pause := range []time.Duration{20 * time.Second, 16 * time.Second, time.Second, 31 * time.Second} {
 					time.Sleep(pause)
 					if err := out.Send(ctx, []byte(note)); err != nil {
@@ -174,7 +174,7 @@ func TestKeepalive(t *testing.T) {
 			if modern {
 				c.want(": keepalive", 3*time.Second)
 			} else { // by which it can come back
-				c.want("id: "+id+".0\nretry: 1000\ndata: ", 3*time.Second)
+				c.want("id: "+<-id+".0\nretry: 1000\ndata: ", 3*time.Second)
 			}
 			c.want(": keepalive", 18*time.Second)
 			c.wantEvent(note, 20*time.Second)
