@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ripstop/fabric/addrtest"
 )
 
 // startBalancer runs haproxy in front of all nodes of a cluster: each request
@@ -23,7 +25,7 @@ func startBalancer(t testing.TB, c *cluster) (url string) {
 	if err != nil {
 		need(t, "needs haproxy (Debian: apt-get install haproxy)")
 	}
-	addr := freeAddr(t)
+	addr := addrtest.Reserve(t)
 	text := fmt.Sprintf(`global
   maxconn 1000
   stats timeout 1s

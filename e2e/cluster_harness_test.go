@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +15,7 @@ import (
 	"time"
 
 	"ripstop/e2e/lab"
+	"ripstop/fabric/addrtest"
 )
 
 // clusterOptions say what cluster a test wants.
@@ -112,7 +111,7 @@ func (c *cluster) add(name string) *member {
 		ip := c.net.Addr(i)
 		m.nats, m.http, m.cluster = ip+":4222", ip+":8080", ip+":6222"
 	} else {
-		m.nats, m.http, m.cluster = reserveAddr(c.t), reserveAddr(c.t), reserveAddr(c.t)
+		m.nats, m.http, m.cluster = addrtest.Reserve(c.t), addrtest.Reserve(c.t), addrtest.Reserve(c.t)
 	}
 	if c.opts.proxied {
 		p, err := lab.NewProxy("127.0.0.1:0", m.cluster, c.opts.seed+uint64(i))
@@ -134,30 +133,6 @@ func (c *cluster) join(name string, env ...string) *member {
 	c.start(m)
 	c.awaitReady(m)
 	return m
-}
-
-// taken are addresses given out by this process.
-var taken = map[string]bool{}
-
-// reserveAddr returns an address that is free, and stays so while a node is
-// down: below the ports that the kernel gives to connections and to whoever asks
-// for any (ip_local_port_range, from 32768 by default).
-func reserveAddr(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			continue
-		}
-		l.Close()
-		if !taken[addr] {
-			taken[addr] = true
-			return addr
-		}
-	}
-	t.Fatal("no free port between 12000 and 32000")
-	return ""
 }
 
 // start starts m's process, again if it has ended. It does not wait until the

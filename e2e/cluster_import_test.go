@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
+	"ripstop/fabric/addrtest"
 	"ripstop/kv"
 )
 
@@ -69,7 +70,7 @@ func TestFromOneNodeToSeveral(t *testing.T) {
 
 	first := append([]string{"start", "--data-dir", dir}, addresses(t)...)
 	peers := strings.Join(c.members[0].peers, ",")
-	refused := run(t, 20*time.Second, "", ripstop(t), append(first, "--cluster-addr", reserveAddr(t), "--peers", peers)...)
+	refused := run(t, 20*time.Second, "", ripstop(t), append(first, "--cluster-addr", addrtest.Reserve(t), "--peers", peers)...)
 	if refused.code == 0 {
 		t.Fatal("a standalone node's directory was opened as a cluster's")
 	}

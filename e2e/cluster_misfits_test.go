@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ripstop/fabric/addrtest"
 )
 
 // secretFile writes a cluster's secret.
@@ -49,7 +51,7 @@ func TestMisfits(t *testing.T) {
 func (c *cluster) refuses(t *testing.T, name string, args []string) {
 	t.Helper()
 	first := c.members[0]
-	m := &member{name: name, nats: reserveAddr(t), http: reserveAddr(t), cluster: reserveAddr(t), peers: first.peers, args: args}
+	m := &member{name: name, nats: addrtest.Reserve(t), http: addrtest.Reserve(t), cluster: addrtest.Reserve(t), peers: first.peers, args: args}
 	dir := filepath.Join(t.TempDir(), "data")
 	m.args = append([]string{"--data-dir", dir}, args...)
 	c.start(m)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/admin"
 )
 
@@ -27,7 +28,7 @@ func TestPeersThatMislead(t *testing.T) {
 	other := startCluster(t, clusterOptions{nodes: 3, args: append(voters, secretFile(t, "another-secret-altogether"))})
 	elsewhere := c.stray(t, "--region", "elsewhere")
 	const nowhere = "no-such-host.invalid:6222"
-	dead := reserveAddr(t)
+	dead := addrtest.Reserve(t)
 	bad := map[string]string{ // and what is said of it
 		nowhere:                  "resolve no-such-host.invalid: ",
 		other.members[0].cluster: "refuses this node's cluster secret",
@@ -52,7 +53,7 @@ func TestPeersThatMislead(t *testing.T) {
 	})
 
 	late := c.add("n5")
-	waits := &member{name: "n6", nats: reserveAddr(t), http: reserveAddr(t), cluster: reserveAddr(t)}
+	waits := &member{name: "n6", nats: addrtest.Reserve(t), http: addrtest.Reserve(t), cluster: addrtest.Reserve(t)}
 	waits.peers = []string{nowhere, dead, other.members[0].cluster, elsewhere.cluster, late.cluster}
 	bad[dead], bad[late.cluster] = "nothing listens at "+dead, "nothing listens at "+late.cluster
 	c.start(waits)
@@ -91,9 +92,9 @@ func lacks(said string, texts map[string]string) string {
 // stray starts one node of a cluster whose other nodes do not exist.
 func (c *cluster) stray(t *testing.T, args ...string) *member {
 	t.Helper()
-	m := &member{name: "n1", nats: reserveAddr(t), http: reserveAddr(t), cluster: reserveAddr(t)}
+	m := &member{name: "n1", nats: addrtest.Reserve(t), http: addrtest.Reserve(t), cluster: addrtest.Reserve(t)}
 	m.args = append([]string{"--data-dir", t.TempDir()}, args...)
-	m.peers = []string{m.cluster, reserveAddr(t), reserveAddr(t)}
+	m.peers = []string{m.cluster, addrtest.Reserve(t), addrtest.Reserve(t)}
 	c.start(m)
 	t.Cleanup(func() {
 		m.p.cmd.Process.Kill()

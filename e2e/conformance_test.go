@@ -8,23 +8,14 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// freeAddr returns a loopback address nobody listens on.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+	"ripstop/fabric/addrtest"
+)
 
 // startEverything runs the official Go SDK's conformance fixture.
 func startEverything(t testing.TB, stateless bool) (url string) {
 	t.Helper()
-	addr := freeAddr(t)
+	addr := addrtest.Reserve(t)
 	start(t, everything(t), "-http="+addr, fmt.Sprintf("-stateless=%v", stateless))
 	eventually(t, 10*time.Second, func() string {
 		c, err := net.Dial("tcp", addr)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/tlstest"
 )
 
@@ -334,7 +335,7 @@ func TestCertificatesOfTheDocs(t *testing.T) {
 func TestClusterOverTLS(t *testing.T) {
 	ca := tlstest.NewCA(t, "CA")
 	secret := writeFile(t, filepath.Join(t.TempDir(), "secret"), "a-secret-that-the-nodes-share")
-	peers := []string{reserveAddr(t), reserveAddr(t), reserveAddr(t)}
+	peers := []string{addrtest.Reserve(t), addrtest.Reserve(t), addrtest.Reserve(t)}
 	var nodes []*secured
 	for i, addr := range peers {
 		cert, key := ca.Issue(t, fmt.Sprintf("n%d", i+1))

@@ -180,7 +180,7 @@ func TestLimits(t *testing.T) {
 
 	done := make(chan answer, 1)
 	go func() {
-		done <- n.do(t, "POST", "/mcp/lim", callBody(1, "count", `{"to":4,"delay_ms":500}`), "Mcp-Session-Id", id)
+		done <- n.do(t, "POST", "/mcp/lim", callBody(1, "count", `{"to":20,"delay_ms":500}`), "Mcp-Session-Id", id)
 	}()
 	eventually(t, 10*time.Second, func() string {
 		if d := decode[inUse](t, n.cli(t, "session", "show", id, "-o", "json").ok(t).out); d.Use.InFlight != 1 {
@@ -189,7 +189,7 @@ func TestLimits(t *testing.T) {
 		return ""
 	})
 	full(n.do(t, "POST", "/mcp/lim", callBody(2, "echo", `{"text":"x"}`), "Mcp-Session-Id", id), "1 calls in flight, its limit")
-	has(t, (<-done).body, `"counted":4`)
+	has(t, (<-done).body, `"counted":20`)
 	n.tool(t, "lim", id, "echo", `{"text":"x"}`)
 }
 

@@ -3,7 +3,6 @@ package fabric_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/raft"
 )
 
@@ -19,12 +19,7 @@ func freePorts(t *testing.T, n int) []string {
 	t.Helper()
 	var addrs []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
+		addrs = append(addrs, addrtest.Reserve(t))
 	}
 	return addrs
 }

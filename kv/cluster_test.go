@@ -2,7 +2,6 @@ package kv_test
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/raft"
 	"ripstop/kv"
 )
@@ -46,13 +46,8 @@ type member struct {
 func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t}
 	for range 4 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.addrs = append(c.addrs, l.Addr().String())
+		c.addrs = append(c.addrs, addrtest.Reserve(t))
 		c.dirs = append(c.dirs, t.TempDir())
-		l.Close()
 	}
 	return c
 }

@@ -58,7 +58,8 @@ type node struct {
 	events        *sessions.EventLog
 	keep          *keep.Keep
 	keeping       *keep.Service
-	keepsSessions atomic.Bool // the operator's service, which is there before, may look at them
+	settled       chan struct{} // closed when the sessions of the cluster are known here
+	keepsSessions atomic.Bool   // the operator's service, which is there before, may look at them
 	client        *wire.Client
 	router        *router.Router
 	guard         *access.Guard
@@ -299,7 +300,7 @@ func (n *node) host(s servers.Spec, instance, transport string, b router.Backend
 	}
 	a, err := agent.Attach(agent.Options{
 		Server: s.Name, Instance: instance, Transport: transport, Backend: b, Conn: nc, Relay: n.client,
-		Keeper: n.keep, Events: n.events, OnMove: s.OnMove, Idle: n.settings.SessionIdle,
+		Keeper: n.keep, Events: n.events, After: n.settled, OnMove: s.OnMove, Idle: n.settings.SessionIdle,
 		MaxSessions: s.MaxSessions, MaxInFlight: s.MaxCalls,
 		Software: buildVersion(), Logger: n.log,
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"time"
 
 	"ripstop/fabric/raft"
 	"ripstop/failover"
@@ -48,7 +49,38 @@ func (n *node) openSessions() error {
 		Logger:   n.log,
 	})
 	n.metrics.MustRegister(n.keep.Collector())
+	n.awaitSessions()
 	return nil
+}
+
+// settleTimeout is how long what a node of a cluster hosts waits for the node to
+// know the cluster's sessions: one that can't may be alone, and serves then.
+const settleTimeout = 3 * time.Second
+
+// awaitSessions closes n.settled once the sessions are known. What is hosted here takes
+// no request of another instance's session before: it could not say where it is.
+func (n *node) awaitSessions() {
+	n.settled = make(chan struct{})
+	if !n.fabric.Clustered() {
+		close(n.settled)
+		return
+	}
+	n.wg.Go(func() {
+		defer close(n.settled)
+		end := time.NewTimer(settleTimeout)
+		defer end.Stop()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for n.sessions.Stale() {
+			select {
+			case <-tick.C:
+			case <-end.C:
+				return
+			case <-n.ctx.Done():
+				return
+			}
+		}
+	})
 }
 
 // serveSessions answers agents in other processes, and cleans up.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/admin"
 	"ripstop/fabric/raft"
 )
@@ -163,19 +163,8 @@ func (l *lab) makeBucket(t testing.TB, replicas int) {
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int
-	var held []net.Listener
 	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		held = append(held, ln)
-		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
-	}
-	for _, ln := range held {
-		if err := ln.Close(); err != nil {
-			t.Fatal(err)
-		}
+		ports = append(ports, addrtest.ReservePort(t))
 	}
 	return ports
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"ripstop/fabric"
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/raft"
 	"ripstop/kv/sessions"
 )
@@ -184,13 +184,8 @@ type cluster struct {
 func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t}
 	for range 3 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.addrs = append(c.addrs, l.Addr().String())
+		c.addrs = append(c.addrs, addrtest.Reserve(t))
 		c.dirs = append(c.dirs, t.TempDir())
-		l.Close()
 	}
 	return c
 }

@@ -33,9 +33,10 @@ type Options struct {
 	Conn      *nats.Conn     // stays the caller's to close; see Move
 	Relay     router.Handler // reaches other instances of the server, for requests of their sessions
 
-	Scope     string // kv.ScopeGlobal (or ""), or kv.ScopeLocal: known to the node it is attached to only
-	Exclusive bool   // refuse to share the server's name with another instance, anywhere in the cluster
-	Standby   bool   // with Exclusive: wait while another has the name, and take over when it goes
+	Scope     string          // kv.ScopeGlobal (or ""), or kv.ScopeLocal: known to the node it is attached to only
+	Exclusive bool            // refuse to share the server's name with another instance, anywhere in the cluster
+	After     <-chan struct{} // register, and take what any instance may answer, only when it is closed; nil = at once
+	Standby   bool            // with Exclusive: wait while another has the name, and take over when it goes
 
 	// Keeper keeps the records of sessions, and Events the events of their
 	// streams; nil = the node that Conn leads to.

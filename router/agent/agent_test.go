@@ -65,6 +65,9 @@ func serveRegistry(t testing.TB, n *fabric.Node) (*kv.Registry, *kv.Registrar) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	if err := n.MCP().Flush(); err != nil { // from here on others' requests find them
+		t.Fatal(err)
+	}
 	return reg, r
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"ripstop/fabric"
+	"ripstop/fabric/addrtest"
 	"ripstop/fabric/raft"
 	"ripstop/kv"
 	"ripstop/router"
@@ -76,12 +76,7 @@ func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t, done: &ledger{times: map[string]int{}, held: make(chan struct{}, 1), release: make(chan struct{})}}
 	for range 3 {
 		for _, list := range []*[]string{&c.peers, &c.clients} {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			*list = append(*list, l.Addr().String())
-			l.Close()
+			*list = append(*list, addrtest.Reserve(t))
 		}
 		c.dirs = append(c.dirs, t.TempDir())
 	}

@@ -107,6 +107,23 @@ func TestHungInstance(t *testing.T) {
 	}
 }
 
+// TestNobodyThereIsNotHung: an instance that nobody knows the way to yet, as when
+// its node has just come back, is not said to hang; nor is its session moved.
+func TestNobodyThereIsNotHung(t *testing.T) {
+	l := newLab(t)
+	c := l.client(t)
+	began := time.Now()
+	if c.Silent(t.Context(), "none", "cccccccccc", 2*time.Second) {
+		t.Error("an instance that is not there is said to hang")
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("told after %s", took)
+	}
+	if c.Silent(t.Context(), "none", "cccccccccc", 0) {
+		t.Error("later it is said to hang")
+	}
+}
+
 // TestHangsInACall: an instance that has said that it is at work, and hangs then,
 // is found as soon.
 func TestHangsInACall(t *testing.T) {

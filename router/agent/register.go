@@ -21,6 +21,13 @@ func (a *Agent) keepRegistered() {
 	wait := least
 	first := true
 	said := ""
+	if a.opts.After != nil {
+		select {
+		case <-a.opts.After:
+		case <-a.ctx.Done():
+			return
+		}
+	}
 	for {
 		retry := (<-chan time.Time)(nil)
 		_, err := a.register()

@@ -49,7 +49,7 @@ type target struct {
 	silent time.Duration // since when it is held to be hung; 0 = it is not
 	pinged time.Duration
 	hung   time.Duration // when it was known to be gone, after it had not answered; 0 = never
-	news   chan struct{} // closed when it answers a probe, if someone waits
+	news   chan struct{} // closed when it answers a probe, or is not there, if someone waits
 }
 
 // doubt is what is done about a target that has gone silent.
@@ -291,11 +291,15 @@ func (c *Client) onProbed(token string, msg *nats.Msg) {
 	switch {
 	case !isAsked && !isPinged:
 		return
-	case len(msg.Data) == 0 && msg.Header.Get("Status") != "": // nats-server: nobody is there
-		return
 	}
+	// nats-server says that nobody is there: the instance is gone, or the way to it
+	// is not known yet. That is no answer, but one that hangs would be there.
+	nobody := len(msg.Data) == 0 && msg.Header.Get("Status") != ""
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if nobody && isAsked {
+		return
+	}
 	if isAsked {
 		if k := c.pending[asked]; k != nil {
 			k.target.heard.Store(int64(now))
@@ -307,7 +311,9 @@ func (c *Client) onProbed(token string, msg *nats.Msg) {
 	}
 	server, instance, _ := strings.Cut(pinged, "=")
 	if t := c.targets[place{server, instance}]; t != nil {
-		t.heard.Store(int64(now))
+		if !nobody {
+			t.heard.Store(int64(now))
+		}
 		if t.news != nil {
 			close(t.news)
 			t.news = nil
@@ -334,9 +340,9 @@ func (c *Client) deaf(k *call) {
 	}
 }
 
-// Silent reports whether an instance hangs: it does not answer when asked twice
-// within a time, or was found so before and has not answered since. If it can't
-// be told, it does not. Within 0 it is not asked.
+// Silent reports whether an instance hangs: it is there and does not answer when
+// asked twice within a time, or was found so before and has not answered since. If
+// it can't be told, it does not. Within 0 it is not asked.
 func (c *Client) Silent(ctx context.Context, server, instance string, within time.Duration) bool {
 	start := c.since()
 	c.mu.Lock()
