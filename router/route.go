@@ -155,11 +155,12 @@ func (r *Router) Serve(ctx context.Context, req *Request, out Stream) (*Reply, e
 }
 
 // An instance that is registered and can't be reached may have just come, or the
-// routes of its node: subscriptions take a moment to be known everywhere. So it
+// routes of its node: subscriptions take a moment to be known everywhere, up to a
+// second where nats-server makes the account's own route anew. So it
 // is tried again after unreachedLeast, twice that, and so on to unreachedMost.
 const (
 	unreachedLeast = 20 * time.Millisecond
-	unreachedMost  = 320 * time.Millisecond
+	unreachedMost  = 640 * time.Millisecond
 )
 
 func unreached(err error) bool {
