@@ -16,6 +16,15 @@ import (
 // its session, or the agent's node, has just begun to hang.
 const hungMost = 3 * time.Second
 
+// within allows d where the test has the machine for itself, and much more beside
+// the tests of other packages.
+func within(d time.Duration) time.Duration {
+	if all() {
+		return d
+	}
+	return d + 10*time.Second
+}
+
 // hangLab is a server with two agents.
 type hangLab struct {
 	*node
@@ -137,7 +146,7 @@ func hungAgent(t *testing.T, l *hangLab, call caller, tool string) {
 
 	second, took := call(t, "b", tool)
 	t.Logf("the first answer after the agent hung came after %s", took.Round(time.Millisecond))
-	if took > hungMost {
+	if took > within(hungMost) {
 		t.Errorf("that is more than %s", hungMost)
 	}
 	switch repeated := second.Result.Structured.Process; {
@@ -150,7 +159,7 @@ func hungAgent(t *testing.T, l *hangLab, call caller, tool string) {
 	}
 
 	third, took := call(t, "c", tool)
-	if p := third.Result.Structured.Process; p == "" || p == owner || took > time.Second {
+	if p := third.Result.Structured.Process; p == "" || p == owner || took > within(time.Second) {
 		t.Errorf("the next call, after %s: %+v", took, third)
 	}
 	answers := []workAnswer{second, third}
@@ -168,7 +177,7 @@ func hungAgent(t *testing.T, l *hangLab, call caller, tool string) {
 	})
 	t.Logf("it hung for %s", hung.Round(time.Millisecond))
 	last, took := call(t, "d", tool)
-	if took > time.Second {
+	if took > within(time.Second) {
 		t.Errorf("a call after the agent came back took %s", took)
 	}
 	if p := last.Result.Structured.Process; p != third.Result.Structured.Process {
@@ -216,7 +225,7 @@ func TestHungNode(t *testing.T) {
 	for i, call := range calls {
 		wg.Go(func() {
 			a, took := call(t, fmt.Sprintf("b%d", i), "again")
-			if a.Result.Structured.Process == "" || a.Result.Meta["ripstop/reinitialized"] == nil || took > hungMost {
+			if a.Result.Structured.Process == "" || a.Result.Meta["ripstop/reinitialized"] == nil || took > within(hungMost) {
 				t.Errorf("after %s: %+v %s", took, a, a.Error.Data)
 			}
 		})
@@ -226,7 +235,7 @@ func TestHungNode(t *testing.T) {
 	c.resume(victim)
 	c.awaitReady(victim)
 	for i, call := range calls {
-		if a, took := call(t, fmt.Sprintf("c%d", i), "again"); a.Result.Structured.Process == "" || took > time.Second {
+		if a, took := call(t, fmt.Sprintf("c%d", i), "again"); a.Result.Structured.Process == "" || took > within(time.Second) {
 			t.Errorf("after the node came back, %s: %+v", took, a)
 		}
 	}
